@@ -1,0 +1,61 @@
+"""cuelight: prompt learning for frozen pretrained models.
+
+    import cuelight
+    run = cuelight.tune("prompt-tuning", backbone="smollm2-135m", data="my.csv", shots=16)
+    run.metrics; run.prompt.save("dir"); cuelight.load("dir").predict(["..."])
+
+Everything here is imported on first use, so that ``import cuelight`` is instant.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from cuelight.errors import ArtifactError, BackboneError, ConfigError, CuelightError, DataError
+
+if TYPE_CHECKING:
+    from cuelight.artifact import Prompt, load
+    from cuelight.backbones import load_backbone
+    from cuelight.comparison import Comparison, compare
+    from cuelight.overview import backbones, methods
+    from cuelight.peft_bridge import import_peft
+    from cuelight.tuning import Run, tune
+
+__version__ = "0.1.0"
+__all__ = [
+    "ArtifactError",
+    "BackboneError",
+    "Comparison",
+    "ConfigError",
+    "CuelightError",
+    "DataError",
+    "Prompt",
+    "Run",
+    "backbones",
+    "compare",
+    "import_peft",
+    "load",
+    "load_backbone",
+    "methods",
+    "tune",
+]
+
+_HOMES = {
+    "Comparison": "cuelight.comparison",
+    "Prompt": "cuelight.artifact",
+    "Run": "cuelight.tuning",
+    "compare": "cuelight.comparison",
+    "import_peft": "cuelight.peft_bridge",
+    "load": "cuelight.artifact",
+    "load_backbone": "cuelight.backbones",
+    "tune": "cuelight.tuning",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("backbones", "methods"):  # packages that can be called
+        return importlib.import_module(f"cuelight.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'cuelight' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOMES[name]), name)

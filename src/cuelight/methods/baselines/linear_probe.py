@@ -1,0 +1,137 @@
+"""Linear probe: logistic regression on the frozen backbone's features.
+
+A causal model is read at its last token, the others by the mean over their tokens.  Features are computed
+once; scikit-learn fits the regression, its strength chosen on the validation rows among seven.
+
+Source: Alain, Bengio 2016, *Understanding intermediate layers using linear classifier probes*, arXiv
+1610.01644.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from cuelight.errors import ConfigError
+from cuelight.methods.base import Card, Data, Method, MethodConfig
+from cuelight.prompts.conditioning import Condition, TextBatch, text_states
+from cuelight.tasks.text import Item, Predictions
+
+
+class LinearProbeConfig(MethodConfig):
+    strength: float | None = Field(
+        None, gt=0, description="Inverse regularisation; chosen on validation rows by default."
+    )
+
+
+class LinearProbe(Method):
+    """Logistic regression on frozen features."""
+
+    card: ClassVar[Card] = Card(
+        name="linear-probe",
+        title="Linear probe",
+        family="baselines",
+        modality="text",
+        learns="classes x (width + 1) values",
+        cost="one pass of the frozen model",
+        kinds=("causal", "seq2seq", "masked", "text-encoder"),
+        tasks=("classification", "multilabel"),
+        paper="Understanding intermediate layers using linear classifier probes",
+        arxiv="1610.01644",
+        year=2016,
+    )
+    Config: ClassVar[type[MethodConfig]] = LinearProbeConfig
+    config: LinearProbeConfig
+
+    def __init__(self, backbone: Any, task: Any, config: Any) -> None:
+        super().__init__(backbone, task, config)
+        self.head = nn.Linear(backbone.tower.width, len(task.classes)).to(backbone.device)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        self.register_buffer("centre", torch.zeros(backbone.tower.width, device=backbone.device))
+        self.register_buffer("spread", torch.ones(backbone.tower.width, device=backbone.device))
+        self.centre: Tensor
+        self.spread: Tensor
+
+    @torch.no_grad()
+    def pooled(self, batch: TextBatch) -> Tensor:
+        """The backbone's features ``[B, width]`` as they are."""
+        states, mask = text_states(self.backbone, batch, Condition())
+        states = states.float()
+        if self.backbone.kind == "causal":
+            return states[torch.arange(len(batch), device=states.device), mask.sum(1) - 1]
+        return (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+
+    def features(self, batch: TextBatch) -> Tensor:
+        """``[B, width]``, standardised by the training rows."""
+        return (self.pooled(batch) - self.centre) / self.spread
+
+    def prepare(self, data: Data, seed: int) -> None:
+        if not data.train:
+            raise ConfigError("linear-probe: there are no training rows; give data with a train split")
+        train, truth = self._table(data.train)
+        self.centre.copy_(train.mean(0))
+        self.spread.copy_(train.std(0, correction=0).clamp(min=1e-6))
+        fitted = []
+        inputs = ((train - self.centre) / self.spread).cpu().numpy()
+        if self.config.strength is not None or not data.validation:
+            best = self._fit(inputs, truth, self.config.strength or 1.0, seed)
+        else:
+            held, wanted = self._table(data.validation)
+            held = ((held - self.centre) / self.spread).cpu()
+            for strength in (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0, 1000.0):
+                weight, bias = self._fit(inputs, truth, strength, seed)
+                scores = held @ weight.T + bias
+                guess = scores.argmax(1).numpy() if truth.ndim == 1 else (scores > 0).numpy()
+                fitted.append((float((guess == wanted).mean()), -strength, (weight, bias)))
+            best = max(fitted, key=lambda entry: entry[:2])[2]
+        with torch.no_grad():
+            self.head.weight.copy_(best[0])
+            self.head.bias.copy_(best[1])
+
+    def _table(self, items: list[Item]) -> tuple[Tensor, np.ndarray]:
+        """Features as they are and truth (``[N]`` class numbers, or ``[N, C]`` 0/1) of ``items``."""
+        place = self.backbone.device
+        parts = [
+            self.pooled(self.task.collate(items[k : k + 32]).to(place)) for k in range(0, len(items), 32)
+        ]
+        truth = [i.labels for i in items] if self.task.kind == "multilabel" else [i.label for i in items]
+        return torch.cat(parts), np.asarray(truth)
+
+    def _fit(
+        self, inputs: np.ndarray, truth: np.ndarray, strength: float, seed: int
+    ) -> tuple[Tensor, Tensor]:
+        """Weights ``[C, width]`` and biases ``[C]``; a class without examples keeps a low bias."""
+        from sklearn.linear_model import LogisticRegression
+
+        def regression() -> Any:
+            return LogisticRegression(C=strength, max_iter=2000, random_state=seed)
+
+        classes, width = len(self.task.classes), inputs.shape[1]
+        weight, bias = torch.zeros(classes, width), torch.full((classes,), -20.0)
+        if truth.ndim == 2:
+            for c in range(classes):
+                if 0 < truth[:, c].sum() < len(truth):
+                    model = regression().fit(inputs, truth[:, c])
+                    weight[c], bias[c] = torch.tensor(model.coef_[0]), float(model.intercept_[0])
+                elif truth[:, c].all():
+                    bias[c] = 20.0
+            return weight, bias
+        if len(set(truth.tolist())) == 1:
+            bias[truth[0]] = 20.0
+            return weight, bias
+        model = regression().fit(inputs, truth)
+        rows, offsets = torch.tensor(model.coef_).float(), torch.tensor(model.intercept_).float()
+        if len(rows) == 1:  # two classes have one row: the second against the first
+            rows, offsets = torch.cat([-rows, rows]) / 2, torch.cat([-offsets, offsets]) / 2
+        places = torch.tensor(model.classes_)
+        weight[places], bias[places] = rows, offsets
+        return weight, bias
+
+    def predict(self, batch: TextBatch) -> Predictions:
+        with torch.no_grad():
+            return self.task.from_scores(self.head(self.features(batch)))

@@ -1,0 +1,58 @@
+"""What a task is judged by: figures of scikit-learn, sacreBLEU and rouge-score, between 0 and 1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+__all__ = ["classification_metrics", "generation_metrics", "multilabel_metrics"]
+
+
+def classification_metrics(predicted: Sequence[int], true: Sequence[int], classes: int) -> dict[str, float]:
+    """Accuracy and macro-F1 over the classes that occur; Matthews' correlation for two classes."""
+    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+    figures = {
+        "accuracy": float(accuracy_score(true, predicted)),
+        "macro_f1": float(f1_score(true, predicted, average="macro", zero_division=0)),
+    }
+    if classes == 2:
+        figures["matthews"] = float(matthews_corrcoef(true, predicted))
+    return figures
+
+
+def multilabel_metrics(predicted: Sequence[Sequence[int]], true: Sequence[Sequence[int]]) -> dict[str, float]:
+    """Micro- and macro-F1 and the share of rows whose set is right; inputs are 0/1 ``[rows, classes]``."""
+    from sklearn.metrics import f1_score
+
+    guess, truth = np.asarray(predicted), np.asarray(true)
+    return {
+        "micro_f1": float(f1_score(truth, guess, average="micro", zero_division=0)),
+        "macro_f1": float(f1_score(truth, guess, average="macro", zero_division=0)),
+        "subset_accuracy": float((truth == guess).all(axis=1).mean()),
+    }
+
+
+def generation_metrics(predicted: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Exact match (case and surrounding space aside), ROUGE-L, chrF and BLEU; the best reference counts."""
+    from rouge_score.rouge_scorer import RougeScorer
+    from sacrebleu.metrics import BLEU, CHRF
+
+    def plain(text: str) -> str:
+        return " ".join(text.lower().split())
+
+    exact = [any(plain(p) == plain(r) for r in refs) for p, refs in zip(predicted, references, strict=True)]
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    rouge = [
+        scorer.score_multi(list(refs), p)["rougeL"].fmeasure
+        for p, refs in zip(predicted, references, strict=True)
+    ]
+    most = max(len(refs) for refs in references)
+    columns = [[refs[k] if k < len(refs) else None for refs in references] for k in range(most)]
+    return {
+        "exact_match": float(np.mean(exact)),
+        "rouge_l": float(np.mean(rouge)),
+        "chrf": CHRF().corpus_score(list(predicted), columns).score / 100,
+        "bleu": BLEU(effective_order=True).corpus_score(list(predicted), columns).score / 100,
+    }

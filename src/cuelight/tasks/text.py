@@ -1,0 +1,439 @@
+"""Text tasks: what the model reads, what counts as an answer, and how good an answer is.
+
+Three kinds.  *Classification*: every class has a label word (one token or several), the answer is the
+likeliest. *Multilabel*: the answer is the list of label words, most frequent class first, decoded under a
+trie so that only label sets can come out.  *Generation*: the answer is free text.
+
+A task is bound to a backbone (its tokenizer decides what a label word is) and to the classes of the data.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from cuelight.backbones.backbone import Backbone
+from cuelight.errors import ConfigError, DataError, nearest
+from cuelight.prompts.conditioning import Condition, TextBatch, answer_logits, choice_scores, generate
+from cuelight.tasks.metrics import classification_metrics, generation_metrics, multilabel_metrics
+from cuelight.tasks.template import check_template, default_template, render
+
+__all__ = ["Item", "Predictions", "TaskConfig", "TextTask"]
+
+TaskKind = Literal["classification", "multilabel", "generation"]
+_SEPARATOR = ";"
+_NO_LABEL = ("none", "no label", "nothing at all")
+
+
+class TaskConfig(BaseModel):
+    """What a user may set about a text task."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    template: str | None = Field(
+        None, description="Text the model reads, e.g. 'Review: {text}\\nSentiment:'."
+    )
+    label_words: dict[str, str] | None = Field(
+        None, description="Word for each class, e.g. '0=negative,1=positive'."
+    )
+    max_length: int = Field(
+        256, ge=8, description="Longest input in tokens, template included; longer texts are cut."
+    )
+    max_new_tokens: int = Field(64, ge=1, description="Longest generated answer in tokens.")
+    num_beams: int = Field(1, ge=1, description="Beams for generated answers; 1 is greedy.")
+    objective: Literal["answer", "choices"] = Field(
+        "answer",
+        description="Classification loss: over the whole vocabulary (answer) or among the classes (choices).",
+    )
+    chat: bool = Field(False, description="Wrap the template in the backbone's chat format.")
+
+
+@dataclass
+class Item:
+    """One tokenised row: ids of the text, ids of the answer (training), and what it is judged by."""
+
+    text: list[int]
+    answer: list[int]
+    label: int = -1
+    labels: list[int] = field(default_factory=list)
+    targets: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Predictions:
+    """Answers for some rows: names (for multilabel lists of names), and class probabilities if there are."""
+
+    answers: list[Any]
+    probabilities: Tensor | None = None
+
+    @staticmethod
+    def joined(parts: Sequence[Predictions], order: Sequence[int]) -> Predictions:
+        """Several parts as one; entry ``k`` of the concatenation belongs at place ``order[k]``."""
+        answers = [a for part in parts for a in part.answers]
+        places = sorted(range(len(order)), key=order.__getitem__)
+        tables = [part.probabilities for part in parts if part.probabilities is not None]
+        return Predictions([answers[k] for k in places], torch.cat(tables)[places] if tables else None)
+
+
+class TextTask:
+    """A text task for one backbone.
+
+    Args:
+        backbone: decides tokens, and where an answer goes.
+        kind: ``classification``, ``multilabel`` or ``generation``.
+        classes: class names in order (empty for generation).
+        pairs: whether rows have a second text.
+        config: template, label words and lengths.
+        frequencies: training rows per class, for the order of labels in a multilabel answer.
+
+    Raises:
+        ConfigError: template or label words that do not fit the backbone or the classes.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        kind: TaskKind,
+        classes: Sequence[str],
+        *,
+        pairs: bool = False,
+        config: TaskConfig | None = None,
+        frequencies: Mapping[str, int] | None = None,
+    ) -> None:
+        self.backbone, self.kind, self.classes, self.pairs = backbone, kind, tuple(classes), pairs
+        self.config = config or TaskConfig.model_validate({})
+        template = self.config.template or default_template(backbone.kind, kind, pairs)
+        self.template = check_template(template, backbone.kind, pairs)
+        self.words = self._label_words()
+        self.frequencies = dict(frequencies or {})
+        self.max_length = min(self.config.max_length, backbone.max_positions or self.config.max_length)
+        self.truncated = 0
+        self.tokenizer = backbone.tokenizer
+        if self.config.chat and not self.tokenizer.chat_template:
+            raise ConfigError(f"chat: {backbone.id} has no chat format; drop --chat")
+        self._spaced = not self.config.chat and not self.template[-1:].isspace()
+        self._pieces: list[list[int]] = []
+        self.choices = self._choices() if kind != "generation" and self._answers_in_words else []
+
+    @property
+    def _answers_in_words(self) -> bool:
+        return self.backbone.kind in ("causal", "seq2seq", "masked")
+
+    @property
+    def metric(self) -> str:
+        """The figure that decides which checkpoint is best and heads the tables."""
+        return {"classification": "accuracy", "multilabel": "micro_f1", "generation": "rouge_l"}[self.kind]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All it takes to build the task again."""
+        return {
+            "kind": self.kind,
+            "classes": list(self.classes),
+            "pairs": self.pairs,
+            "config": self.config.model_dump() | {"template": self.template},
+            "frequencies": self.frequencies,
+        }
+
+    # ---- from rows to batches --------------------------------------------------------------------------
+
+    def encode(self, rows: Any, *, answers: bool = True) -> list[Item]:
+        """Tokenise rows (a ``datasets.Dataset``, or dictionaries with ``text``) and their answers."""
+        rows = list(rows)
+        texts = self._tokenise(rows)
+        items = []
+        for row, text in zip(rows, texts, strict=True):
+            item = Item(
+                text, [], row.get("label", -1), list(row.get("labels", [])), list(row.get("targets", []))
+            )
+            if answers and self._answers_in_words:
+                item.answer = self.answer_ids(item)
+            items.append(item)
+        return items
+
+    def collate(self, items: Sequence[Item]) -> TextBatch:
+        """A right-padded batch, on the CPU: a worker process may make it; whoever runs it moves it."""
+        pad = self.tokenizer.pad_token_id or 0
+
+        def padded(rows: list[list[int]], value: int) -> Tensor:
+            return pad_sequence(
+                [torch.tensor(r, dtype=torch.long) for r in rows], batch_first=True, padding_value=value
+            )
+
+        def table(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+            return padded(rows, pad), padded([[1] * len(r) for r in rows], 0)
+
+        text, text_mask = table([i.text for i in items])
+        answer, answer_mask = (
+            table([i.answer for i in items]) if any(i.answer for i in items) else (None, None)
+        )
+        extra: dict[str, Any] = {"items": list(items)}
+        if self.kind == "classification":
+            extra["label"] = torch.tensor([i.label for i in items])
+        elif self.kind == "multilabel":
+            extra["labels"] = torch.tensor([i.labels for i in items], dtype=torch.float32)
+        return TextBatch(text, text_mask, answer, answer_mask, extra)
+
+    @property
+    def longest_answer(self) -> int:
+        """How many tokens an answer may have."""
+        if self.kind == "generation":
+            return self.config.max_new_tokens
+        if self.kind == "multilabel":
+            return max(sum(len(c) + 1 for c in self._pieces), len(self._none) + 1)
+        return max((len(c) for c in self.choices), default=1)
+
+    def answer_ids(self, item: Item) -> list[int]:
+        """The tokens a model should answer with for ``item``."""
+        if self.kind == "classification":
+            return self.choices[item.label] if item.label >= 0 else []
+        if self.kind == "multilabel":
+            present = [c for c, on in enumerate(item.labels) if on]
+            present.sort(key=lambda c: -self.frequencies.get(self.classes[c], 0))
+            return self._label_list(present)
+        return [*self.continuation(item.targets[0]), *self._end] if item.targets else []
+
+    def continuation(self, word: str) -> list[int]:
+        """Token ids of ``word`` as it would follow the template.
+
+        Tokenised behind another word and cut off there, since a tokenizer may mark the start of a text
+        specially.
+        """
+        if self.backbone.kind == "causal":
+            lead = "x" if self._spaced else "x\n"
+            joined = self.tokenizer(
+                lead + (" " if self._spaced else "") + word, add_special_tokens=False
+            ).input_ids
+            return joined[len(self.tokenizer(lead, add_special_tokens=False).input_ids) :]
+        if self.backbone.kind == "masked":
+            forms = [self.tokenizer(form, add_special_tokens=False).input_ids for form in (" " + word, word)]
+            return min(forms, key=len)
+        return self.tokenizer(word, add_special_tokens=False).input_ids
+
+    # ---- learning and answering ------------------------------------------------------------------------
+
+    def loss(self, batch: TextBatch, condition: Condition) -> Tensor:
+        """Mean cross-entropy of the answers under ``condition``."""
+        if self.kind == "classification" and self.config.objective == "choices":
+            scores = choice_scores(self.backbone, batch, condition, self.choices)
+            return torch.nn.functional.cross_entropy(scores.float(), batch.extra["label"])
+        logits, targets = answer_logits(self.backbone, batch, condition)
+        return torch.nn.functional.cross_entropy(logits.float(), targets)
+
+    @torch.no_grad()
+    def predict(self, batch: TextBatch, condition: Condition) -> Predictions:
+        """The backbone's answers under ``condition``."""
+        if self.kind == "classification":
+            return self.from_scores(choice_scores(self.backbone, batch, condition, self.choices))
+        options: dict[str, Any] = {
+            "num_beams": self.config.num_beams,
+            "max_new_tokens": self.config.max_new_tokens,
+        }
+        if self.kind == "multilabel":
+            options |= {"allowed": self._allowed, "max_new_tokens": self.longest_answer}
+        answers = generate(self.backbone, batch, condition, **options)
+        if self.kind == "multilabel":
+            return Predictions([self._read_labels(ids) for ids in answers])
+        return Predictions(
+            [t.strip() for t in self.tokenizer.batch_decode(answers, skip_special_tokens=True)]
+        )
+
+    def from_scores(self, scores: Tensor) -> Predictions:
+        """Predictions from class scores ``[B, C]``: softmax for one label, sigmoid and 0.5 for several."""
+        scores = scores.detach().float().cpu()
+        if self.kind == "multilabel":
+            chances = scores.sigmoid()
+            return Predictions(
+                [[self.classes[c] for c in torch.nonzero(row > 0.5)[:, 0].tolist()] for row in chances],
+                chances,
+            )
+        return Predictions([self.classes[k] for k in scores.argmax(1).tolist()], scores.softmax(1))
+
+    def metrics(self, predictions: Predictions, items: Sequence[Item]) -> dict[str, float]:
+        """How good ``predictions`` are for ``items``; figures between 0 and 1 (Matthews' -1 to 1)."""
+        index = {name: k for k, name in enumerate(self.classes)}
+        if self.kind == "classification":
+            return classification_metrics(
+                [index[a] for a in predictions.answers], [i.label for i in items], len(self.classes)
+            )
+        if self.kind == "multilabel":
+            table = [[int(name in answer) for name in self.classes] for answer in predictions.answers]
+            return multilabel_metrics(table, [i.labels for i in items])
+        return generation_metrics(predictions.answers, [i.targets for i in items])
+
+    # ---- inside ----------------------------------------------------------------------------------------
+
+    def _label_words(self) -> tuple[str, ...]:
+        given = self.config.label_words or {}
+        for name in given:
+            if name not in self.classes:
+                raise ConfigError(
+                    f"label_words: '{name}' is no class{nearest(name, self.classes)}; classes are "
+                    f"{', '.join(self.classes[:12])}"
+                )
+        words = tuple(given.get(c, c.replace("_", " ").replace("-", " ").strip() or c) for c in self.classes)
+        for word, count in Counter(words).items():
+            if count > 1:
+                raise ConfigError(
+                    f"label_words: '{word}' stands for {count} classes; give each class a word of its own"
+                )
+            if not word.strip():
+                raise ConfigError(
+                    "label_words: a class has an empty word; give it one, e.g. --label-words 'class=word'"
+                )
+        return words
+
+    @property
+    def _end(self) -> list[int]:
+        end = self.tokenizer.eos_token_id
+        return [] if end is None or self.backbone.kind == "masked" else [end]
+
+    def _choices(self) -> list[list[int]]:
+        choices = [self.continuation(word) for word in self.words]
+        for word, ids in zip(self.words, choices, strict=True):
+            if not ids:
+                raise ConfigError(
+                    f"label_words: '{word}' has no tokens in {self.backbone.id}; choose another word"
+                )
+            if self.backbone.kind == "masked" and len(ids) > 1:
+                raise ConfigError(
+                    f"label_words: '{word}' is {len(ids)} tokens of {self.backbone.id}; a masked LM "
+                    f"needs one-token words, give --label-words"
+                )
+        self._pieces = choices
+        taken: dict[tuple[int, ...], str] = {}
+        for word, ids in zip(self.words, choices, strict=True):
+            if tuple(ids) in taken:
+                raise ConfigError(
+                    f"label_words: '{taken[tuple(ids)]}' and '{word}' are the same tokens; give other words"
+                )
+            taken[tuple(ids)] = word
+        if self.kind == "multilabel":
+            for c, word in enumerate(self.words):
+                if self._read_labels(choices[c]) != [self.classes[c]]:
+                    raise ConfigError(
+                        f"label_words: '{word}' reads as a list of labels; give it a word without "
+                        f"'{_SEPARATOR}'"
+                    )
+        # A word that begins another would always be likelier; then, as for T5, an end mark belongs to it.
+        nested = any(a != b and b[: len(a)] == a for a in choices for b in choices)
+        ended = self.backbone.kind == "seq2seq" or nested
+        return [[*c, *self._end] for c in choices] if ended else choices
+
+    def _tokenise(self, rows: list[dict[str, Any]]) -> list[list[int]]:
+        ids = self._ids([self._render(row["text"], row.get("text_b")) for row in rows])
+        for k, row in enumerate(rows):
+            if len(ids[k]) > self.max_length:
+                self.truncated += 1
+                ids[k] = self._cut(row["text"], row.get("text_b"), len(ids[k]))
+            if not ids[k]:
+                raise DataError("text: a row has no tokens; remove it or add words to the template")
+        return ids
+
+    def _ids(self, rendered: list[str]) -> list[list[int]]:
+        if not rendered:
+            return []
+        return list(self.tokenizer(rendered, add_special_tokens=not self.config.chat).input_ids)
+
+    def _cut(self, text: str, text_b: str | None, length: int) -> list[int]:
+        """Take tokens off the end of the longer text until the filled template, ``length`` now, fits."""
+        texts = [text, text_b or ""]
+        ends = [self._token_ends(t) for t in texts]
+        kept = [len(e) for e in ends]
+        ids: list[int] = []
+        while length > self.max_length:
+            if not any(kept):
+                raise ConfigError(
+                    f"max_length: {self.max_length} tokens do not hold the template itself; raise it or "
+                    "shorten the template"
+                )
+            for _ in range(min(length - self.max_length, sum(kept))):
+                kept[kept[1] > kept[0]] -= 1
+            short = [t[: e[k - 1]] if k else "" for t, e, k in zip(texts, ends, kept, strict=True)]
+            ids = self._ids([self._render(short[0], None if text_b is None else short[1])])[0]
+            length = len(ids)
+        return ids
+
+    def _token_ends(self, text: str) -> list[int]:
+        """Where in ``text`` each of its tokens ends, in characters."""
+        if self.tokenizer.is_fast:
+            found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            return [end for _, end in found.offset_mapping]
+        count = len(self.tokenizer(text, add_special_tokens=False).input_ids)
+        return [len(text) * (k + 1) // count for k in range(count)]
+
+    def _render(self, text: str, text_b: str | None) -> str:
+        mask = ""
+        if self.backbone.kind == "masked":
+            mask = self.tokenizer.mask_token
+            # A text that talks about the mask must not add a second place for the answer.
+            text, text_b = text.replace(mask, " "), (text_b or "").replace(mask, " ")
+        values = {"text": text, "text_b": text_b or "", "options": ", ".join(self.words), "mask": mask}
+        filled = render(self.template, values)
+        if self.config.chat:
+            message = [{"role": "user", "content": filled}]
+            return self.tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+        return filled
+
+    @cached_property
+    def _separator(self) -> list[int]:
+        return self.tokenizer("x" + _SEPARATOR, add_special_tokens=False).input_ids[-1:]
+
+    @cached_property
+    def _none(self) -> list[int]:
+        """What stands for no label at all; no class has the same tokens."""
+        words = (self.continuation(word) for word in _NO_LABEL)
+        return next(ids for ids in words if ids not in self._pieces)
+
+    def _label_list(self, classes: Sequence[int]) -> list[int]:
+        """``a; b`` as tokens, piece by piece, so that training and decoding agree on every token."""
+        if not classes:
+            return [*self._none, *self._end]
+        ids = [*self._pieces[classes[0]]]
+        for c in classes[1:]:
+            ids += [*self._separator, *self._pieces[c]]
+        return [*ids, *self._end]
+
+    def _allowed(self, generated: list[int]) -> list[int]:
+        """Tokens that keep a label list valid: labels not yet said, the separator, or the end."""
+        said, rest = self._split_labels(generated)
+        open_ = [c for c in range(len(self.classes)) if c not in said]
+        allowed = {
+            self._pieces[c][len(rest)]
+            for c in open_
+            if len(self._pieces[c]) > len(rest) and self._pieces[c][: len(rest)] == rest
+        }
+        none = self._none
+        if not said and len(none) > len(rest) and none[: len(rest)] == rest:
+            allowed.add(none[len(rest)])
+        complete = any(self._pieces[c] == rest for c in open_)
+        if complete or (not said and rest == none):
+            allowed.update(self._end)
+        if complete and len(open_) > 1:
+            allowed.update(self._separator)
+        return sorted(allowed) or self._end
+
+    def _split_labels(self, ids: list[int]) -> tuple[list[int], list[int]]:
+        """Finished labels (those a separator follows) and the tokens after the last separator."""
+        said: list[int] = []
+        rest: list[int] = []
+        for token in ids:
+            if [token] == self._separator and rest in self._pieces:
+                said.append(self._pieces.index(rest))
+                rest = []
+            else:
+                rest.append(token)
+        return said, rest
+
+    def _read_labels(self, ids: list[int]) -> list[str]:
+        said, rest = self._split_labels(ids)
+        if rest in self._pieces:
+            said.append(self._pieces.index(rest))
+        return [name for c, name in enumerate(self.classes) if c in said]
