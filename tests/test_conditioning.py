@@ -499,10 +499,12 @@ def test_rows_beyond_the_positions_are_refused_in_one_line(name: str, most: int)
 def test_conditions_that_can_not_be_are_refused() -> None:
     with pytest.raises(ValueError, match="as many as the prompt's"):
         Condition(deep={0: torch.zeros(3, WIDTH)})
-    host = backbone("bert")
     keys = [(torch.zeros(1, 4, 2, 4),) * 2] * 3
-    with pytest.raises(BackboneError, match="no key/value prefix"):
-        choice_scores(host, batch_of(texts_for(host)), Condition(keys_values=keys), [[5], [6]])
+    for name in ("bert", "t5"):
+        host = backbone(name)
+        texts = batch_of(texts_for(host))
+        with pytest.raises(BackboneError, match="run them apart"):
+            choice_scores(host, texts, Condition(rows=[Condition(keys_values=keys)] * len(texts)), [[5], [6]])
     with pytest.raises(BackboneError, match="keep no keys and values"):
         generate(backbone("lfm2"), batch_of(rows(4)), Condition(prompt=torch.zeros(2, WIDTH)))
     host = backbone("electra")

@@ -12,6 +12,7 @@ encoder-decoder and masked models are run with it.  Three savings, all exact:
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
@@ -27,19 +29,27 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from cuelight.backbones.backbone import Backbone
 from cuelight.errors import BackboneError
+from cuelight.prompts.attention import attend_to_prefix
 from cuelight.prompts.lines import share_lines
 from cuelight.prompts.slots import overwrite_states, per_row
 
 __all__ = [
     "Condition",
+    "DeepPrompt",
     "TextBatch",
     "answer_logits",
+    "answer_states",
     "choice_scores",
     "generate",
     "pack",
+    "prompt_logits",
     "self_attention_cache",
     "text_states",
 ]
+
+DeepPrompt = Tensor | Callable[[Tensor, Tensor], Tensor]
+"""What a layer sees at the prompt's slots: vectors, or a function that makes them of the states entering that
+layer ``[batch, columns, width]`` and of which columns are the text's ``[batch, columns]``."""
 
 _SCORES_AT_ONCE = 30_000_000
 """Entries of a score table held in memory at a time (120 MB in float32)."""
@@ -53,24 +63,33 @@ class Condition:
 
     Attributes:
         prompt: soft tokens before the text, ``[slots, width]`` for all rows or ``[batch, slots, width]``.
-        deep: per layer, what that layer sees at the prompt's slots; shaped like ``prompt``.
+        deep: per layer, what that layer sees at the prompt's slots: vectors shaped like ``prompt``, or a
+            function that makes ``[batch, slots, width]`` of the text's states (see `DeepPrompt`).  It never
+            sees an answer: answers are no text.
         offset: ``[positions, width]``, added to the embedding of the i-th text token (not to answers).
-        keys_values: a key/value prefix for the (decoder's) self-attention: per layer a pair of
-            ``[1, heads, slots, head width]``.  In a causal model the prompt stands behind it.
+        keys_values: a key/value prefix for the self-attention (of the decoder, where there is one): per
+            layer a pair of ``[1, heads, slots, head width]``.  In a causal model the prompt stands behind it.
+        rows: one condition per row, instead of all the above: a batch of many prompts.  The rows whose
+            condition is the same object are run as one.
 
     Raises:
         ValueError: ``deep`` without a prompt of the same length.
     """
 
     prompt: Tensor | None = None
-    deep: Mapping[int, Tensor] = field(default_factory=dict)
+    deep: Mapping[int, DeepPrompt] = field(default_factory=dict)
     offset: Tensor | None = None
     keys_values: Sequence[tuple[Tensor, Tensor]] | None = None
+    rows: Sequence[Condition] | None = None
     _prefix: DynamicCache | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if any(v.shape[-2] != self.length for v in self.deep.values()):
+        if any(v.shape[-2] != self.length for v in self._vectors):
             raise ValueError(f"deep: every layer's vectors must be as many as the prompt's, {self.length}")
+
+    @property
+    def _vectors(self) -> list[Tensor]:
+        return [v for v in self.deep.values() if isinstance(v, Tensor)]
 
     @property
     def length(self) -> int:
@@ -80,14 +99,26 @@ class Condition:
     @property
     def shared(self) -> bool:
         """Whether all rows have the same prompt."""
-        vectors = [*self.deep.values(), *([] if self.prompt is None else [self.prompt])]
-        return all(v.dim() == 2 for v in vectors)
+        vectors = [*self._vectors, *([] if self.prompt is None else [self.prompt])]
+        made = len(self._vectors) < len(self.deep)
+        return self.rows is None and not made and all(v.dim() == 2 for v in vectors)
 
     @property
     def learns(self) -> bool:
         """Whether a gradient is wanted for any part of what stands before the text."""
-        parts = [self.prompt, *self.deep.values(), *(x for pair in self.keys_values or () for x in pair)]
+        parts = [self.prompt, *self._vectors, *(x for pair in self.keys_values or () for x in pair)]
         return any(x is not None and x.requires_grad for x in parts)
+
+    def groups(self, batch: int, device: torch.device) -> list[tuple[Condition, Tensor]]:
+        """The different conditions of a batch, each with the places of its rows."""
+        if self.rows is None:
+            return [(self, torch.arange(batch, device=device))]
+        places: dict[int, list[int]] = {}
+        for k, condition in enumerate(self.rows):
+            places.setdefault(id(condition), []).append(k)
+        if len(self.rows) != batch:
+            raise ValueError(f"rows: {len(self.rows)} conditions for {batch} rows")
+        return [(self.rows[ks[0]], torch.tensor(ks, device=device)) for ks in places.values()]
 
 
 @dataclass
@@ -189,8 +220,8 @@ def choice_scores(
     if short:
         return _run(backbone, ids, mask, lengths, condition, everyone, lengths - 1, first)[0]
     extra = max(len(c) for c in choices) - 1
-    logits, cache = _run(backbone, ids, mask, lengths, condition, everyone, lengths - 1, extra=extra)
-    return _sequence_scores_causal(backbone, logits, cache, mask, choices)
+    logits, cache, seen = _run(backbone, ids, mask, lengths, condition, everyone, lengths - 1, extra=extra)
+    return _sequence_scores_causal(backbone, logits, cache, seen, choices)
 
 
 @torch.no_grad()
@@ -237,10 +268,10 @@ def generate(
         ids, mask = pack(batch.text, batch.text_mask)
         lengths, none = mask.sum(1), torch.zeros(0, dtype=torch.long, device=ids.device)
         extra = options.get("max_new_tokens", 0)
-        _, read = _run(backbone, ids, mask, lengths, condition, none, none, extra=extra)
-        past, seen = _aligned(read, mask)
+        _, read, seen = _run(backbone, ids, mask, lengths, condition, none, none, extra=extra)
+        past, seen = _aligned(read, seen)
         past = _changed(past, lambda x: x[:, :, :-1].repeat_interleave(beams, 0))
-        embedded = _offset(backbone.embed(ids), condition, lengths)
+        embedded = _embed(backbone, ids, lengths, condition)
         embedded = embedded[torch.arange(len(batch), device=ids.device), lengths - 1][:, None]
         unread = embedded.new_zeros(()).expand(len(batch), seen.shape[1] - 1, embedded.shape[-1])
         answers = model.generate(
@@ -272,10 +303,49 @@ def text_states(backbone: Backbone, batch: TextBatch, condition: Condition) -> t
     if backbone.kind == "seq2seq":
         return _encode(backbone, batch, condition)
     ids, mask = pack(batch.text, batch.text_mask)
-    embeddings, mask = _with_prompt(backbone, ids, mask, mask.sum(1), condition)
-    with overwrite_states(backbone.tower, condition.deep):
+    embeddings, mask, _, deep = _with_prompt(backbone, ids, mask, mask.sum(1), condition)
+    with overwrite_states(backbone.tower, deep), _attending(backbone, condition):
         output = backbone.model.base_model(inputs_embeds=embeddings, attention_mask=mask)
     return output.last_hidden_state, mask
+
+
+def answer_states(backbone: Backbone, batch: TextBatch, condition: Condition) -> Tensor:
+    """The last layer's state where the answer would be predicted, ``[B, width]``, for a head to read.
+
+    That is the last text token of a causal model, the first of a masked model or an encoder, and the first
+    step of a decoder.
+
+    Raises:
+        BackboneError: the rows are longer than the backbone has positions for.
+    """
+    everyone = torch.arange(len(batch), device=batch.text.device)
+    if backbone.kind == "seq2seq":
+        encoded, mask = _encode(backbone, batch, condition)
+        unread = batch.text.new_zeros(len(batch), 1)
+        return _decode(backbone, encoded, mask, unread, everyone, everyone * 0, condition, states=True)
+    ids, mask = pack(batch.text, batch.text_mask)
+    lengths = mask.sum(1)
+    columns = lengths - 1 if backbone.kind == "causal" else everyone * 0
+    return _run(backbone, ids, mask, lengths, condition, everyone, columns, states=True)[0]
+
+
+def prompt_logits(backbone: Backbone, condition: Condition, columns: Tensor) -> Tensor:
+    """What a causal model expects behind some vectors of a shared prompt, ``[N, vocabulary]``.
+
+    The prompt is run once: whatever scores or generates under the same ``condition`` next goes on from its
+    keys and values, in the same graph.
+
+    Args:
+        columns: ``[N]`` places in the prompt, 0 being its first vector.
+
+    Raises:
+        BackboneError: the prompt is longer than the backbone has positions for.
+    """
+    assert backbone.kind == "causal" and condition.shared
+    cache, logits = _read_prompt(backbone, condition, columns)
+    condition._prefix = cache
+    assert logits is not None
+    return logits
 
 
 @torch.no_grad()
@@ -313,25 +383,31 @@ def _run(
     vocabulary: Tensor | None = None,
     *,
     extra: int = 0,
-) -> tuple[Tensor, DynamicCache | None]:
-    """One pass of a causal or masked LM over packed ``ids``; scores at ``(rows, columns)`` of them.
+    states: bool = False,
+) -> tuple[Tensor, DynamicCache | None, Tensor]:
+    """One pass of a causal or masked LM (or an encoder, for ``states``) over packed ``ids``.
 
     ``lengths`` is how many tokens of each row are text, ``extra`` how many more positions will be needed.
+
+    Returns:
+        Scores at ``(rows, columns)`` of ``ids`` (the last layer's states there, if ``states``); the cache a
+        causal model leaves; and which of its columns each row sees.
     """
     options: dict[str, Any] = {}
-    before = condition.length
+    cached = 0
     if backbone.kind == "causal":
-        prefix = _prefix(backbone, condition)
-        cached = prefix.get_seq_length()
-        if condition.shared:
-            condition, before = Condition(offset=condition.offset), 0
-        _check_length(backbone, cached + before + ids.shape[1] + extra)
-        embeddings, mask = _with_prompt(backbone, ids, mask, lengths, condition)
-        columns = columns + before
+        prefix, seen = _prefixes(backbone, condition, len(ids))
+        cached = seen.shape[1]
+        several = condition.rows is not None
+        embeddings, mask, before, deep = _with_prompt(backbone, ids, mask, lengths, _unread(condition))
+        _check_length(backbone, cached + embeddings.shape[1] + extra)
+        columns = columns + before[rows]
         # Nobody goes on from this pass, so its rows may stand as they take the least room.
-        lines = None if extra or condition.deep else share_lines(backbone, mask, cached)
+        lines = None if extra or deep or several else share_lines(backbone, mask, cached)
         if lines is None:
-            mask = torch.cat([mask.new_ones(len(mask), cached), mask], 1)
+            mask = torch.cat([seen, mask], 1)
+            if several and _takes_positions(backbone):
+                options["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, cached:]
         else:
             embeddings = lines.gather(embeddings)
             rows, columns = lines.line[rows], lines.start[rows] + columns
@@ -343,35 +419,90 @@ def _run(
             "use_cache": True,
         }
     else:
-        if condition.keys_values is not None:
-            raise BackboneError(
-                f"backbone {backbone.id}: a {backbone.kind} model takes no key/value prefix; use a causal LM"
-            )
-        embeddings, mask = _with_prompt(backbone, ids, mask, lengths, condition)
-        columns = columns + before
-    with (
-        overwrite_states(backbone.tower, condition.deep),
-        backbone.scoring(rows, columns, vocabulary),
-    ):
-        output = backbone.model(inputs_embeds=embeddings, attention_mask=mask, **options)
-    return output.logits, output.get("past_key_values")
+        embeddings, mask, before, deep = _with_prompt(backbone, ids, mask, lengths, condition)
+        columns = columns + before[rows]
+    with overwrite_states(backbone.tower, deep), _attending(backbone, condition):
+        if states:
+            output = backbone.model.base_model(inputs_embeds=embeddings, attention_mask=mask, **options)
+            return output.last_hidden_state[rows, columns], output.get("past_key_values"), mask
+        with backbone.scoring(rows, columns, vocabulary):
+            output = backbone.model(inputs_embeds=embeddings, attention_mask=mask, **options)
+    return output.logits, output.get("past_key_values"), mask
 
 
 def _with_prompt(
     backbone: Backbone, ids: Tensor, mask: Tensor, lengths: Tensor, condition: Condition
-) -> tuple[Tensor, Tensor]:
-    """Embeddings ``[B, slots + T, width]`` of packed ``ids [B, T]`` behind the prompt, and their mask."""
-    _check_length(backbone, condition.length + ids.shape[1])
-    embeddings = _offset(backbone.embed(ids), condition, lengths)
-    if condition.prompt is None:
-        return embeddings, mask
-    if condition.prompt.shape[-1] != embeddings.shape[-1]:
-        raise BackboneError(
-            f"backbone {backbone.id}: its embeddings are {embeddings.shape[-1]} wide and the prompt "
-            f"{condition.prompt.shape[-1]}; use a model whose embeddings are as wide as its layers"
-        )
-    prompt = per_row(condition.prompt, len(ids)).to(embeddings.dtype)
-    return torch.cat([prompt, embeddings], 1), torch.cat([mask.new_ones(prompt.shape[:2]), mask], 1)
+) -> tuple[Tensor, Tensor, Tensor, dict[int, Any]]:
+    """Packed ``ids [B, T]`` behind their prompts.
+
+    Returns:
+        Embeddings ``[B, S, width]`` of rows ``[slots, text, answer, padding]`` and their mask; how many slots
+        each row has, ``[B]``; and the deep prompts as `overwrite_states` takes them.
+    """
+    embeddings = _embed(backbone, ids, lengths, condition)
+    before, parts = torch.zeros_like(lengths), []
+    groups = condition.groups(len(ids), ids.device)
+    for given, places in groups:
+        states, seen = (embeddings, mask) if len(groups) == 1 else (embeddings[places], mask[places])
+        if given.prompt is not None:
+            if given.prompt.shape[-1] != states.shape[-1]:
+                raise BackboneError(
+                    f"backbone {backbone.id}: its embeddings are {states.shape[-1]} wide and the prompt "
+                    f"{given.prompt.shape[-1]}; use a model whose embeddings are as wide as its layers"
+                )
+            prompt = per_row(given.prompt, len(places)).to(states.dtype)
+            states = torch.cat([prompt, states], 1)
+            seen = torch.cat([seen.new_ones(prompt.shape[:2]), seen], 1)
+            before[places] = given.length
+        parts.append((states, seen))
+    longest = max(states.shape[1] for states, _ in parts)
+    _check_length(backbone, longest)
+    if len(parts) > 1:
+        order = torch.cat([places for _, places in groups]).argsort()
+        padded = [
+            (pad(x, (0, 0, 0, longest - x.shape[1])), pad(m, (0, longest - m.shape[1]))) for x, m in parts
+        ]
+        parts = [(torch.cat([x for x, _ in padded])[order], torch.cat([m for _, m in padded])[order])]
+    column = torch.arange(longest, device=ids.device)
+    is_text = (column >= before[:, None]) & (column < (before + lengths)[:, None])
+    return *parts[0], before, _deep_prompts(groups, is_text)
+
+
+def _deep_prompts(groups: list[tuple[Condition, Tensor]], is_text: Tensor) -> dict[int, Any]:
+    """What each layer writes over the slots, given the states ``[B, S, width]`` that enter it."""
+
+    def alone(prompt: DeepPrompt, text: Tensor) -> Any:
+        return prompt if isinstance(prompt, Tensor) else partial(_made, prompt, text)
+
+    def among_others(layer: int, states: Tensor) -> Tensor:
+        for given, places in groups:
+            if layer in given.deep:
+                own = states[places]
+                prompt = alone(given.deep[layer], is_text[places])
+                vectors = per_row(prompt if isinstance(prompt, Tensor) else prompt(own), len(places))
+                own = torch.cat([vectors.to(states.dtype), own[:, given.length :]], 1)
+                states = states.index_copy(0, places, own)
+        return states
+
+    if len(groups) == 1:
+        return {layer: alone(prompt, is_text) for layer, prompt in groups[0][0].deep.items()}
+    return {layer: partial(among_others, layer) for layer in sorted({i for c, _ in groups for i in c.deep})}
+
+
+def _made(prompt: Callable[[Tensor, Tensor], Tensor], is_text: Tensor, states: Tensor) -> Tensor:
+    return prompt(states, is_text)
+
+
+def _embed(backbone: Backbone, ids: Tensor, lengths: Tensor, condition: Condition) -> Tensor:
+    """Embeddings of packed ``ids``, whose first ``lengths [B]`` columns are text, each with its offset."""
+    embeddings = backbone.embed(ids)
+    if condition.rows is None:
+        return _offset(embeddings, condition, lengths)
+    for given, places in condition.groups(len(ids), ids.device):
+        if given.offset is not None:
+            changed = _offset(embeddings[places], given, lengths[places])
+            embeddings = embeddings.index_copy(0, places, changed)
+    return embeddings
 
 
 def _offset(embeddings: Tensor, condition: Condition, lengths: Tensor) -> Tensor:
@@ -421,20 +552,90 @@ def _prefix(backbone: Backbone, condition: Condition) -> DynamicCache:
     """Keys and values all rows share, batch 1; kept with the condition while nothing in it learns."""
     if condition._prefix is not None:
         return condition._prefix
-    cache = _given_cache(backbone, condition)
-    if condition.prompt is not None and condition.length and condition.shared:
-        length = cache.get_seq_length() + condition.length
-        _check_length(backbone, length)
-        with overwrite_states(backbone.tower, condition.deep):
-            backbone.model.base_model(
-                inputs_embeds=condition.prompt[None].to(backbone.dtype),
-                attention_mask=torch.ones(1, length, dtype=torch.long, device=backbone.device),
-                past_key_values=cache,
-                use_cache=True,
-            )
+    cache, _ = _read_prompt(backbone, condition)
     if not condition.learns:
         condition._prefix = cache
     return cache
+
+
+def _read_prompt(
+    backbone: Backbone, condition: Condition, columns: Tensor | None = None
+) -> tuple[DynamicCache, Tensor | None]:
+    """The cache once a causal model has read what all rows share, and its scores behind ``columns``."""
+    cache, logits = _given_cache(backbone, condition), None
+    if condition.prompt is None or not condition.length or not condition.shared:
+        return cache, None
+    length = cache.get_seq_length() + condition.length
+    _check_length(backbone, length)
+    options: dict[str, Any] = {
+        "inputs_embeds": condition.prompt[None].to(backbone.dtype),
+        "attention_mask": torch.ones(1, length, dtype=torch.long, device=backbone.device),
+        "past_key_values": cache,
+        "use_cache": True,
+    }
+    deep = {layer: vectors for layer, vectors in condition.deep.items() if isinstance(vectors, Tensor)}
+    with overwrite_states(backbone.tower, deep):
+        if columns is None:
+            backbone.model.base_model(**options)
+        else:
+            with backbone.scoring(torch.zeros_like(columns), columns):
+                logits = backbone.model(**options).logits
+    return cache, logits
+
+
+def _prefixes(backbone: Backbone, condition: Condition, batch: int) -> tuple[DynamicCache, Tensor]:
+    """What stands in the cache before a batch: the cache (batch 1 when all rows share it), and its mask.
+
+    Prefixes of different lengths stand at the right, next to the text.
+    """
+    if condition.rows is None:
+        cache = _prefix(backbone, condition)
+        seen = torch.ones(batch, cache.get_seq_length(), dtype=torch.long, device=backbone.device)
+        return cache, seen
+    groups = condition.groups(batch, backbone.device)
+    caches = [_prefix(backbone, given) for given, _ in groups]
+    lengths = [cache.get_seq_length() for cache in caches]
+    longest = max(lengths)
+    seen = torch.zeros(batch, longest, dtype=torch.long, device=backbone.device)
+    for (_, places), length in zip(groups, lengths, strict=True):
+        seen[places, longest - length :] = 1
+    if not longest:
+        return _new_cache(backbone), seen
+    order = torch.cat([places for _, places in groups]).argsort()
+    model = caches[lengths.index(longest)]
+
+    def stacked(layer: int, part: str) -> Tensor:
+        rows = []
+        for cache, length, (_, places) in zip(caches, lengths, groups, strict=True):
+            own = getattr((cache if length else model).layers[layer], part)[:, :, :length]
+            rows.append(pad(own, (0, 0, longest - length, 0)).expand(len(places), -1, -1, -1))
+        return torch.cat(rows)[order]
+
+    return _cache_of((stacked(k, "keys"), stacked(k, "values")) for k in range(len(model.layers))), seen
+
+
+def _unread(condition: Condition) -> Condition:
+    """What is still to be put before the text once a causal model has read what rows share."""
+    if condition.rows is None:
+        return Condition(offset=condition.offset) if condition.shared else condition
+    left: dict[int, Condition] = {}
+    return Condition(rows=[left.setdefault(id(given), _unread(given)) for given in condition.rows])
+
+
+def _attending(backbone: Backbone, condition: Condition) -> contextlib.AbstractContextManager[None]:
+    """Inside, a bidirectional model attends to the condition's own keys and values; a causal one caches them."""
+    if backbone.kind == "causal" or all(given.keys_values is None for given in condition.rows or [condition]):
+        return contextlib.nullcontext()
+    if condition.keys_values is None:
+        raise BackboneError(_APART.format(backbone.id))
+    return attend_to_prefix(backbone, condition.keys_values)
+
+
+_APART = "backbone {}: rows with different key/value prefixes need a causal LM; run them apart"
+
+
+def _takes_positions(backbone: Backbone) -> bool:
+    return "position_ids" in inspect.signature(backbone.model.forward).parameters
 
 
 def _cache_of(pairs: Iterable[tuple[Tensor, Tensor]]) -> DynamicCache:
@@ -454,13 +655,12 @@ def _changed(cache: DynamicCache, change: Callable[[Tensor], Tensor]) -> Dynamic
 
 
 def _aligned(cache: DynamicCache | None, mask: Tensor) -> tuple[DynamicCache, Tensor]:
-    """A cache of rows ``[shared, text, padding]`` as ``[padding, shared, text]``, and its mask.
+    """A cache of rows ``[prompt, text, padding]`` as ``[padding, prompt, text]``, and its mask.
 
-    ``mask [B, T]`` is the text's.  What follows then stands next to the text it follows, which matters to
+    ``mask [B, columns]`` says what each row sees of it.  What follows then stands next to the text it follows, which matters to
     layers with a sliding window: they count columns, not positions.
     """
     assert cache is not None
-    mask = torch.cat([mask.new_ones(len(mask), cache.get_seq_length() - mask.shape[1]), mask], 1)
     order = mask.argsort(dim=1, stable=True)
     moved = _changed(cache, lambda x: x.gather(2, order[:, None, :, None].expand_as(x)))
     return moved, mask.gather(1, order)
@@ -469,8 +669,8 @@ def _aligned(cache: DynamicCache | None, mask: Tensor) -> tuple[DynamicCache, Te
 def _encode(backbone: Backbone, batch: TextBatch, condition: Condition) -> tuple[Tensor, Tensor]:
     """The encoder's states ``[B, slots + T, width]`` and their mask."""
     ids, mask = pack(batch.text, batch.text_mask)
-    embeddings, mask = _with_prompt(backbone, ids, mask, mask.sum(1), condition)
-    with overwrite_states(backbone.tower, condition.deep):
+    embeddings, mask, _, deep = _with_prompt(backbone, ids, mask, mask.sum(1), condition)
+    with overwrite_states(backbone.tower, deep):
         states = backbone.model.get_encoder()(inputs_embeds=embeddings, attention_mask=mask).last_hidden_state
     return states, mask
 
@@ -480,6 +680,8 @@ def _decoder_start(backbone: Backbone) -> int:
 
 
 def _decoder_cache(backbone: Backbone, condition: Condition, batch: int) -> EncoderDecoderCache | None:
+    if any(given.keys_values is not None for given in condition.rows or ()):
+        raise BackboneError(_APART.format(backbone.id))
     if condition.keys_values is None:
         return None
     cache = _changed(_given_cache(backbone, condition), lambda x: x.expand(batch, -1, -1, -1))
@@ -495,8 +697,10 @@ def _decode(
     steps: Tensor,
     condition: Condition,
     vocabulary: Tensor | None = None,
+    *,
+    states: bool = False,
 ) -> Tensor:
-    """Decoder scores for ``answer [B, A]`` at ``(rows, steps)``."""
+    """Decoder scores for ``answer [B, A]`` at ``(rows, steps)``, or its last layer's ``states`` there."""
     start = answer.new_full((answer.shape[0], 1), _decoder_start(backbone))
     inputs = torch.cat([start, answer[:, :-1]], 1)
     options: dict[str, Any] = {"use_cache": False}
@@ -505,6 +709,14 @@ def _decode(
         length = cache.get_seq_length() + inputs.shape[1]
         seen = inputs.new_ones(len(inputs), length)
         options = {"use_cache": True, "past_key_values": cache, "decoder_attention_mask": seen}
+    if states:
+        if "decoder_attention_mask" in options:
+            options["attention_mask"] = options.pop("decoder_attention_mask")
+        decoder = backbone.model.get_decoder()
+        found = decoder(
+            input_ids=inputs, encoder_hidden_states=encoded, encoder_attention_mask=mask, **options
+        )
+        return found.last_hidden_state[rows, steps]
     with backbone.scoring(rows, steps, vocabulary):
         return backbone.model(
             encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
@@ -548,7 +760,7 @@ def _sequence_scores_causal(
     past, seen = _aligned(cache, mask)
     starts = seen.sum(1)
     states = sum(layer.keys.numel() + layer.values.numel() for layer in past.layers)
-    takes_positions = "position_ids" in inspect.signature(backbone.model.forward).parameters
+    takes_positions = _takes_positions(backbone)
     long = [k for k, c in enumerate(choices) if len(c) > 1]
     for part in _parts(long, batch * longest, states, backbone):
         ids = pad_sequence([torch.tensor(choices[k][:-1]) for k in part], batch_first=True)

@@ -150,22 +150,25 @@ def insert_tokens(
 
 
 @contextlib.contextmanager
-def overwrite_states(tower: Tower, deep: DeepPrompts, *, at: int | None = 0) -> Iterator[None]:
+def overwrite_states(
+    tower: Tower, deep: Mapping[int, Tensor | Callable[[Tensor], Tensor]], *, at: int | None = 0
+) -> Iterator[None]:
     """Inside, layer ``i`` sees ``deep[i]`` in every row, whatever the layer before made there.
 
     Args:
         tower: any tower.
-        deep: vectors ``[slots, width]`` or ``[batch, slots, width]`` by layer, 0 being the first.
+        deep: by layer, 0 being the first, vectors ``[slots, width]`` or ``[batch, slots, width]``, or a
+            function that makes them of the states ``[batch, columns, width]`` that enter the layer.
         at: the first column that is overwritten; ``None`` for the last columns.
 
     Raises:
         CuelightError: rows and vectors do not divide, or a layer that the tower does not have.
     """
 
-    def write(vectors: Tensor) -> Callable[..., Any]:
-        length = vectors.shape[-2]
-
+    def write(given: Tensor | Callable[[Tensor], Tensor]) -> Callable[..., Any]:
         def change(states: Tensor) -> Tensor:
+            vectors = given if isinstance(given, Tensor) else given(states)
+            length = vectors.shape[-2]
             first = states.shape[1] - length if at is None else at
             rows = per_row(vectors, states.shape[0]).to(states.dtype)
             return torch.cat([states[:, :first], rows, states[:, first + length :]], dim=1)
