@@ -296,6 +296,22 @@ def test_hub_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     fails("somebody/reviews", "no hub can be reached", "local file", "HF_HUB_OFFLINE")
 
 
+def test_a_collection_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`$CUELIGHT_DATA` names data sets; a built-in name, a path and an unknown name stay what they are."""
+    (tmp_path / "text" / "halves").mkdir(parents=True)
+    write_csv(tmp_path).rename(tmp_path / "mine.csv")
+    frame().to_parquet(tmp_path / "text" / "trec.parquet")
+    for part, rows in (("train", frame()[:30]), ("test", frame()[30:])):
+        rows.to_csv(tmp_path / "text" / "halves" / f"{part}.csv", index=False)
+    monkeypatch.setenv("CUELIGHT_DATA", str(tmp_path))
+    for name in ("mine", "trec", "halves"):
+        assert data.read(name).classes == ("neg", "pos")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    fails("no-such-set", "no-such-set")
+    monkeypatch.delenv("CUELIGHT_DATA")
+    fails("mine", "mine")
+
+
 def test_a_path_wins_over_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     class_folders(tmp_path / "film-reviews")

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from cuelight.backbones.backbone import load_backbone
-from cuelight.cache import atomic_folder
+from cuelight.cache import atomic_folder, sha256_of
 from cuelight.config import build
 from cuelight.errors import ArtifactError, ConfigError, DataError
 from cuelight.evaluation.evaluate import evaluate, predict_items
@@ -145,10 +145,10 @@ class Prompt:
         tensors = {name: t.detach().cpu().contiguous() for name, t in method.state_dict().items()}
         if tensors:
             save_file(tensors, folder / _TENSORS)
-            files[_TENSORS] = _sha256(folder / _TENSORS)
+            files[_TENSORS] = sha256_of(folder / _TENSORS)
         if method.text is not None:
             (folder / _TEXT).write_text(method.text, encoding="utf-8")
-            files[_TEXT] = _sha256(folder / _TEXT)
+            files[_TEXT] = sha256_of(folder / _TEXT)
         card = {
             "format": FORMAT,
             "method": method.card.name,
@@ -262,7 +262,7 @@ def read_card(path: Path) -> dict[str, Any]:
         )
     for name, digest in card["files"].items():
         try:
-            found = _sha256(path / name)
+            found = sha256_of(path / name)
         except FileNotFoundError as error:
             raise ArtifactError(f"artifact {path}: {name} is missing; copy the whole folder again") from error
         if found != digest:
@@ -305,11 +305,6 @@ def _checksum(card: Mapping[str, Any]) -> str:
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 40 else text[:37] + "..."
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def versions() -> dict[str, str]:

@@ -7,6 +7,7 @@ interrupt, a crash or a full disk never leaves half of one behind.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import tempfile
@@ -18,7 +19,7 @@ import platformdirs
 
 from cuelight.errors import CuelightError
 
-__all__ = ["atomic_folder", "atomic_write", "cache_dir"]
+__all__ = ["atomic_folder", "atomic_write", "cache_dir", "sha256_of"]
 
 
 def cache_dir(*parts: str) -> Path:
@@ -28,6 +29,12 @@ def cache_dir(*parts: str) -> Path:
     with _disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def sha256_of(file: Path) -> str:
+    """The SHA-256 sum of ``file`` in hexadecimal digits."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @contextmanager

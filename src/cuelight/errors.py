@@ -33,6 +33,12 @@ class ArtifactError(CuelightError):
     """An artifact is damaged, incomplete, or belongs to another backbone."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that memory ran out: Python's, torch's (on any device) or the system's."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(w in str(error).lower() for w in words)
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """``" (did you mean 'dept'?)"`` when one of ``choices`` is close to ``word``, else an empty string."""
     found = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.55)

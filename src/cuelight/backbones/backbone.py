@@ -426,15 +426,14 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def _file_hash(file: Path) -> str:
     """SHA-256 of a file, remembered by path, size and time of change."""
-    from cuelight.cache import cache_dir
+    from cuelight.cache import cache_dir, sha256_of
 
     status = file.resolve().stat()
     key = hashlib.sha256(f"{file.resolve()}|{status.st_size}|{status.st_mtime_ns}".encode()).hexdigest()[:24]
     memory = cache_dir() / "hashes" / f"{key}.json"
     with contextlib.suppress(OSError, ValueError, KeyError):
         return str(json.loads(memory.read_text())["sha256"])
-    with file.open("rb") as stream:
-        value = hashlib.file_digest(stream, "sha256").hexdigest()
+    value = sha256_of(file)
     with contextlib.suppress(OSError):  # a read-only cache only costs time
         memory.parent.mkdir(parents=True, exist_ok=True)
         memory.write_text(json.dumps({"file": file.name, "sha256": value}))

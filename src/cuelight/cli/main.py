@@ -17,7 +17,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from cuelight.errors import ConfigError, CuelightError, nearest
+from cuelight.errors import ConfigError, CuelightError, is_out_of_memory, nearest
 
 __all__ = ["main", "root", "run"]
 
@@ -125,7 +125,7 @@ def run(arguments: Sequence[str]) -> int:
             f"{error.filename}: {error.strerror}; give another place or free this one", MISTAKE, error
         )
     except Exception as error:
-        if _out_of_memory(error):
+        if is_out_of_memory(error):
             remedy = "lower --batch-size or --max-length, take --dtype bfloat16, or a smaller backbone"
             return _fail(f"memory: ran out ({type(error).__name__}); {remedy}", MISTAKE, error)
         return _defect(error)
@@ -166,11 +166,6 @@ def _usage(error: click.UsageError) -> str:
     if isinstance(error, click.BadParameter) and error.param is not None:
         text = f"{error.param.name}: {error.message.rstrip('.')}"
     return f"{text[:1].lower()}{text[1:]}; see '{command} --help'"
-
-
-def _out_of_memory(error: Exception) -> bool:
-    words = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, MemoryError) or any(w in str(error).lower() for w in words)
 
 
 def _hush() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -54,7 +55,10 @@ def role_of(name: str) -> str | None:
 
 
 def open_source(source: Any) -> Source:
-    """Read whatever the user brought.  An existing path wins over a built-in name, that over a hub id.
+    """Read whatever the user brought.
+
+    An existing path wins over a built-in name, that over a name in the folder ``$CUELIGHT_DATA``, that over a
+    hub id.
 
     Raises ``DataError`` when it can not be read or is of an unknown kind.
     """
@@ -80,10 +84,26 @@ def _open_string(source: str) -> Source:
     if source in builtin.builtin_names():
         data = builtin.load_builtin(source)
         return Source(source, {"": data.frame}, provenance=data.provenance, licence=data.licence)
+    own = _named(source)
+    if own is not None:
+        return _open_path(own)
     looks_like_path = source.startswith((".", "~", "/")) or "\\" in source or source.count("/") > 1
     if looks_like_path or path.suffix.lower() in FILE_SUFFIXES or not _HUB_ID.match(source):
         raise missing_file(path)
     return _open_hub(source)
+
+
+def _named(name: str) -> Path | None:
+    """A file or folder called ``name`` in the user's own collection, ``$CUELIGHT_DATA``, or a folder of it."""
+    collection = os.environ.get("CUELIGHT_DATA")
+    if not collection or not re.fullmatch(r"[\w-]+", name):
+        return None
+    root = Path(collection).expanduser()
+    for folder in (root, *sorted(p for p in root.glob("*") if p.is_dir())):
+        for path in (folder / name, *(folder / f"{name}{suffix}" for suffix in READABLE)):
+            if path.exists():
+                return path
+    return None
 
 
 def _open_path(path: Path) -> Source:

@@ -29,7 +29,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from transformers import Adafactor, get_scheduler
 
-from cuelight.errors import ConfigError, CuelightError, DataError
+from cuelight.errors import ConfigError, CuelightError, DataError, is_out_of_memory
 from cuelight.evaluation.memory import peak_memory
 from cuelight.training import checkpoint
 from cuelight.training.batches import Batches, own_randomness, reseed
@@ -276,7 +276,7 @@ class _Run:
         try:
             yield
         except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             half, twice = config.batch_size // 2, 2 * config.accumulation
             smaller = f"lower batch_size (batch_size={half} with accumulation={twice} learns the same) or "
@@ -662,9 +662,3 @@ def _locked(workdir: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return any(words in str(error) for words in ("can't allocate memory", "not enough memory"))

