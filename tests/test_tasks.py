@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from cuelight.backbones.backbone import Backbone, load_backbone
 from cuelight.errors import ConfigError, CuelightError, DataError
+from cuelight.methods.base import get_method
 from cuelight.prompts.conditioning import Condition, choice_scores
 from cuelight.prompts.initial import initial_prompt, vocabulary_sample
 from cuelight.tasks.metrics import classification_metrics, generation_metrics, multilabel_metrics
@@ -247,8 +248,18 @@ def test_label_words_that_can_not_be_told_apart_are_refused(name: str) -> None:
 
 def test_a_masked_model_needs_one_token_words() -> None:
     assert "needs one-token words" in refused(
-        lambda: task("masked", classes=("antidisestablishmentarian", "b"))
+        lambda: task("masked", classes=("antidisestablishmentarian", "b")).choices
     )
+
+
+def test_a_head_needs_no_words() -> None:
+    """A masked model whose classes are no single tokens still takes methods that read its states."""
+    long = task("masked", classes=("antidisestablishmentarian", "b"))
+    assert get_method("linear-probe")(long.backbone, long, get_method("linear-probe").Config())
+    assert long.encode([{"text": "x y", "label": 0}])[0].answer == []
+    for name in ("prompt-tuning", "full-finetuning"):
+        make = partial(get_method(name), long.backbone, long, get_method(name).Config())
+        assert "needs one-token words" in refused(make)
 
 
 # ---- label lists

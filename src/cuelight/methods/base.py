@@ -184,7 +184,14 @@ class PromptedLM(Method):
     """A method that conditions a frozen language model and learns by its answers' likelihood.
 
     A subclass says `condition`; scoring, generating and the loss are the task's.
+
+    Raises:
+        ConfigError: label words that the backbone can not answer with.
     """
+
+    def __init__(self, backbone: Backbone, task: TextTask, config: Any) -> None:
+        super().__init__(backbone, task, config)
+        _ = task.choices  # refused now, not when training begins
 
     def condition(self, batch: TextBatch) -> Condition:
         """What conditions the backbone for ``batch``."""

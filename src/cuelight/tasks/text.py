@@ -121,11 +121,24 @@ class TextTask:
             raise ConfigError(f"chat: {backbone.id} has no chat format; drop --chat")
         self._spaced = not self.config.chat and not self.template[-1:].isspace()
         self._pieces: list[list[int]] = []
-        self.choices = self._choices() if kind != "generation" and self._answers_in_words else []
+        self._unsayable = ""
+        self._choices = self._make_choices() if kind != "generation" and self._answers_in_words else []
 
     @property
     def _answers_in_words(self) -> bool:
-        return self.backbone.kind in ("causal", "seq2seq", "masked")
+        return self.backbone.kind in ("causal", "seq2seq", "masked") and not self._unsayable
+
+    @property
+    def choices(self) -> list[list[int]]:
+        """Token ids of every class's answer; none for generation, and for models without a language-model head.
+
+        Raises:
+            ConfigError: label words that a masked model can not answer with.  A method with a head of its own
+                never asks.
+        """
+        if self._unsayable:
+            raise ConfigError(self._unsayable)
+        return self._choices
 
     @property
     def metric(self) -> str:
@@ -295,7 +308,7 @@ class TextTask:
         end = self.tokenizer.eos_token_id
         return [] if end is None or self.backbone.kind == "masked" else [end]
 
-    def _choices(self) -> list[list[int]]:
+    def _make_choices(self) -> list[list[int]]:
         choices = [self.continuation(word) for word in self.words]
         for word, ids in zip(self.words, choices, strict=True):
             if not ids:
@@ -303,10 +316,11 @@ class TextTask:
                     f"label_words: '{word}' has no tokens in {self.backbone.id}; choose another word"
                 )
             if self.backbone.kind == "masked" and len(ids) > 1:
-                raise ConfigError(
+                self._unsayable = (
                     f"label_words: '{word}' is {len(ids)} tokens of {self.backbone.id}; a masked LM "
                     f"needs one-token words, give --label-words"
                 )
+                return []
         self._pieces = choices
         taken: dict[tuple[int, ...], str] = {}
         for word, ids in zip(self.words, choices, strict=True):
