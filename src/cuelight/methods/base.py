@@ -15,23 +15,50 @@ from functools import cache
 from typing import Any, ClassVar, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from cuelight.backbones.backbone import Backbone
 from cuelight.errors import ArtifactError, BackboneError, ConfigError, nearest
 from cuelight.methods.cards import Card, method_modules, method_names
 from cuelight.prompts.conditioning import Condition, TextBatch
+from cuelight.prompts.initial import Initialisation, initial_prompt
 from cuelight.tasks.text import Item, Predictions, TextTask
 from cuelight.training import ParamGroup, Stage
 
-__all__ = ["Card", "Data", "Method", "MethodConfig", "PromptedLM", "get_method", "method_names"]
+__all__ = [
+    "Card",
+    "Data",
+    "Method",
+    "MethodConfig",
+    "PromptStart",
+    "PromptedLM",
+    "get_method",
+    "method_names",
+]
 
 
 class MethodConfig(BaseModel):
     """Base of every method's options; unknown and out-of-range fields are refused by name."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PromptStart(MethodConfig):
+    """Options of every method that learns free vectors before the text: where they start."""
+
+    init: Initialisation = Field("vocabulary", description="Where the prompt starts.")
+    init_text: str | None = Field(None, description="The text for --init text.")
+    init_seed: int = Field(0, ge=0, description="Seed of the start.")
+
+    def vectors(self, backbone: Backbone, length: int, labels: Sequence[str] = ()) -> nn.Parameter:
+        """The prompt at its start, ``[length, width]`` on the backbone's device; ``length`` may be 0."""
+        start = torch.empty(0, backbone.tower.width)
+        if length:
+            start = initial_prompt(
+                backbone, length, self.init, text=self.init_text, labels=labels, seed=self.init_seed
+            )
+        return nn.Parameter(start.to(backbone.device))
 
 
 @dataclass

@@ -11,20 +11,16 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from cuelight.config import build
-from cuelight.methods.base import Card, MethodConfig, PromptedLM
+from cuelight.methods.base import Card, MethodConfig, PromptedLM, PromptStart
 from cuelight.prompts.conditioning import Condition, TextBatch
-from cuelight.prompts.initial import Initialisation, initial_prompt
 from cuelight.training import ParamGroup
 
 
-class PromptTuningConfig(MethodConfig):
+class PromptTuningConfig(PromptStart):
     length: int = Field(20, ge=1, le=2000, description="Soft tokens before the text.")
-    init: Initialisation = Field("vocabulary", description="Where the prompt starts.")
-    init_text: str | None = Field(None, description="The text for --init text.")
-    init_seed: int = Field(0, ge=0, description="Seed of a sampled start.")
 
 
 class PromptTuning(PromptedLM):
@@ -49,15 +45,7 @@ class PromptTuning(PromptedLM):
 
     def __init__(self, backbone: Any, task: Any, config: Any) -> None:
         super().__init__(backbone, task, config)
-        start = initial_prompt(
-            backbone,
-            config.length,
-            config.init,
-            text=config.init_text,
-            labels=task.words,
-            seed=config.init_seed,
-        )
-        self.prompt = nn.Parameter(start.to(backbone.device))
+        self.prompt = config.vectors(backbone, config.length, task.words)
 
     def condition(self, batch: TextBatch) -> Condition:
         return Condition(prompt=self.prompt)

@@ -20,18 +20,17 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from cuelight.errors import ConfigError
-from cuelight.methods.base import Card, MethodConfig, PromptedLM
+from cuelight.methods.base import Card, MethodConfig, PromptedLM, PromptStart
 from cuelight.prompts.conditioning import Condition, TextBatch
-from cuelight.prompts.initial import Initialisation, initial_prompt
+from cuelight.prompts.low_rank import low_rank_pair
 from cuelight.training import ParamGroup
 
 
-class DePTConfig(MethodConfig):
+class DePTConfig(PromptStart):
     match_length: int = Field(100, ge=1, description="Length of the plain prompt whose size is matched.")
     length: int = Field(60, ge=0, description="Soft tokens that are left; 0 leaves only the low-rank part.")
     rank: int | None = Field(
@@ -43,9 +42,6 @@ class DePTConfig(MethodConfig):
     scale: float | None = Field(
         None, gt=0, description="Scale the update by this over sqrt(rank), as the code does (8)."
     )
-    init: Initialisation = Field("vocabulary", description="Where the prompt starts.")
-    init_text: str | None = Field(None, description="The text for --init text.")
-    init_seed: int = Field(0, ge=0, description="Seed of the start.")
 
 
 class DePT(PromptedLM):
@@ -76,21 +72,8 @@ class DePT(PromptedLM):
                 f"length: {config.length} of {config.match_length} leaves no room for a low-rank part; "
                 "give a smaller --length or a --rank"
             )
-        prompt = torch.empty(0, width)
-        if config.length:
-            prompt = initial_prompt(
-                backbone,
-                config.length,
-                config.init,
-                text=config.init_text,
-                labels=task.words,
-                seed=config.init_seed,
-            )
-        self.prompt = nn.Parameter(prompt.to(backbone.device))
-        A = torch.empty(positions, rank)
-        nn.init.kaiming_uniform_(A, a=math.sqrt(5), generator=torch.Generator().manual_seed(config.init_seed))
-        self.A = nn.Parameter(A.to(backbone.device))
-        self.B = nn.Parameter(torch.zeros(rank, width, device=backbone.device))
+        self.prompt = config.vectors(backbone, config.length, task.words)
+        self.A, self.B = low_rank_pair(positions, rank, width, config.init_seed, backbone.device)
         self.factor = 1.0 if config.scale is None else config.scale / math.sqrt(rank)
 
     def offset(self, length: int | None = None) -> Tensor:
