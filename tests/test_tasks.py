@@ -11,6 +11,7 @@ from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers as hf
@@ -22,7 +23,13 @@ from cuelight.errors import ConfigError, CuelightError, DataError
 from cuelight.methods.base import get_method
 from cuelight.prompts.conditioning import Condition, choice_scores
 from cuelight.prompts.initial import initial_prompt, vocabulary_sample
-from cuelight.tasks.metrics import classification_metrics, generation_metrics, multilabel_metrics
+from cuelight.tasks import text
+from cuelight.tasks.metrics import (
+    calibration_error,
+    classification_metrics,
+    generation_metrics,
+    multilabel_metrics,
+)
 from cuelight.tasks.template import check_template, default_template, render
 from cuelight.tasks.text import Item, Predictions, TaskConfig, TextTask
 
@@ -316,7 +323,45 @@ def test_predicted_label_lists_are_label_sets(name: str, beams: int) -> None:
     )
     answers = t.predict(t.collate(items), Condition()).answers
     assert all(set(a) <= {"joy", "anger", "surprise"} and len(set(a)) == len(a) for a in answers)
-    assert set(t.metrics(Predictions(answers), items)) == {"micro_f1", "macro_f1", "subset_accuracy"}
+    assert set(t.metrics(Predictions(answers), items)) == {
+        "micro_f1",
+        "macro_f1",
+        "subset_accuracy",
+        "labels_per_row",
+    }
+    free = task(name, "multilabel", ("joy", "anger", "surprise"), num_beams=beams, decoding="free")
+    answers = free.predict(free.collate(items), Condition()).answers
+    assert all(set(a) <= {"joy", "anger", "surprise"} for a in answers)
+
+
+@pytest.mark.parametrize(
+    ("said", "labels"),
+    [
+        ("joy; anger", ["joy", "anger"]),
+        ("anger;joy", ["joy", "anger"]),
+        ("joyful; surprise", ["surprise"]),  # one name inside another word is no hit
+        ("joy; joy", ["joy"]),
+        ("rage", []),
+        ("", []),
+    ],
+)
+def test_free_answers_count_by_whole_names(
+    said: str, labels: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    t = task("minimind2-26m", "multilabel", ("joy", "anger", "surprise"), decoding="free")
+    ids = t.tokenizer(said, add_special_tokens=False).input_ids
+    monkeypatch.setattr(text, "generate", lambda *_, **options: [ids] if "allowed" not in options else None)
+    items = t.encode([{"text": "What a day!", "labels": [1, 0, 0]}])
+    assert t.predict(t.collate(items), Condition()).answers == [labels]
+
+
+def test_calibration_error_against_its_definition() -> None:
+    chances = np.array([0.1, 0.1, 0.9, 0.9, 0.55, 1.0])
+    happened = np.array([0, 1, 1, 1, 0, 1])
+    # bins: two at 0.1 (half happened), three at 0.9 to 1 (all), one at 0.55 (none)
+    wanted = 2 / 6 * abs(0.5 - 0.1) + 3 / 6 * abs(1 - 2.8 / 3) + 1 / 6 * abs(0 - 0.55)
+    assert calibration_error(chances, happened) == pytest.approx(wanted)
+    assert calibration_error(happened.astype(float), happened) == 0
 
 
 # ---- masked models

@@ -27,9 +27,10 @@ def initial_prompt(
 ) -> Tensor:
     """The first value of a soft prompt, ``[length, width]`` float32.
 
-    ``text`` repeats or cuts the embeddings of a text to ``length``; ``labels`` uses the label words first and
-    fills up with sampled vocabulary (Lester et al. 2021); ``vocabulary`` samples among the 5,000 first ids
-    that are not special; ``normal`` draws with the standard deviation of the embedding table.
+    ``text`` repeats or cuts the embeddings of a text to ``length``; ``labels`` uses the label words' tokens (some of
+    them, drawn, where they are too many) and fills up with sampled vocabulary (Lester et al. 2021);
+    ``vocabulary`` samples among the 5,000 first ids that are not special; ``normal`` draws with the standard
+    deviation of the embedding table.
 
     Raises:
         ConfigError: ``text`` without a text.
@@ -50,7 +51,9 @@ def initial_prompt(
     elif how == "labels":
         for label in labels:
             ids += backbone.tokenizer(" " + label, add_special_tokens=False).input_ids
-        ids = ids[:length]
+        if len(ids) > length:
+            kept = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))[:length]
+            ids = [ids[k] for k in sorted(kept.tolist())]
     return _rows(
         backbone, torch.tensor(ids + vocabulary_sample(backbone, length - len(ids), seed), dtype=torch.long)
     )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["classification_metrics", "generation_metrics", "multilabel_metrics"]
+__all__ = ["calibration_error", "classification_metrics", "generation_metrics", "multilabel_metrics"]
 
 
 def classification_metrics(predicted: Sequence[int], true: Sequence[int], classes: int) -> dict[str, float]:
@@ -22,8 +22,15 @@ def classification_metrics(predicted: Sequence[int], true: Sequence[int], classe
     return figures
 
 
-def multilabel_metrics(predicted: Sequence[Sequence[int]], true: Sequence[Sequence[int]]) -> dict[str, float]:
-    """Micro- and macro-F1 and the share of rows whose set is right; inputs are 0/1 ``[rows, classes]``."""
+def multilabel_metrics(
+    predicted: Sequence[Sequence[int]],
+    true: Sequence[Sequence[int]],
+    probabilities: np.ndarray | None = None,
+) -> dict[str, float]:
+    """Micro- and macro-F1, the share of rows whose set is right, and predicted labels per row.
+
+    Inputs are 0/1 ``[rows, classes]``; with ``probabilities`` of that shape also their calibration error.
+    """
     from sklearn.metrics import f1_score
 
     guess, truth = np.asarray(predicted), np.asarray(true)
@@ -31,7 +38,21 @@ def multilabel_metrics(predicted: Sequence[Sequence[int]], true: Sequence[Sequen
         "micro_f1": float(f1_score(truth, guess, average="micro", zero_division=0)),
         "macro_f1": float(f1_score(truth, guess, average="macro", zero_division=0)),
         "subset_accuracy": float((truth == guess).all(axis=1).mean()),
+        "labels_per_row": float(guess.sum(axis=1).mean()),
+        **({} if probabilities is None else {"calibration_error": calibration_error(probabilities, truth)}),
     }
+
+
+def calibration_error(probabilities: np.ndarray, truth: np.ndarray, bins: int = 10) -> float:
+    """Expected calibration error of 0/1 events: ``|share that happened - mean chance|`` over bins of equal width.
+
+    Weighted by how many events a bin holds (Naeini et al. 2015).
+    """
+    chances, happened = np.ravel(probabilities).astype(float), np.ravel(truth).astype(float)
+    places = np.minimum((chances * bins).astype(int), bins - 1)
+    total = np.bincount(places, minlength=bins)
+    gaps = np.abs(np.bincount(places, happened, bins) - np.bincount(places, chances, bins))
+    return float(gaps[total > 0].sum() / len(chances))
 
 
 def generation_metrics(predicted: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:

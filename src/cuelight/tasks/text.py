@@ -53,6 +53,11 @@ class TaskConfig(BaseModel):
         "answer",
         description="Classification loss: over the whole vocabulary (answer) or among the classes (choices).",
     )
+    decoding: Literal["trie", "free"] = Field(
+        "trie",
+        description="Several labels as text: only label sets can come out (trie), or anything can and what is no "
+        "label is dropped (free).",
+    )
     chat: bool = Field(False, description="Wrap the template in the backbone's chat format.")
 
 
@@ -250,10 +255,17 @@ class TextTask:
             "max_new_tokens": self.config.max_new_tokens,
         }
         if self.kind == "multilabel":
-            options |= {"allowed": self._allowed, "max_new_tokens": self.longest_answer}
+            options["max_new_tokens"] = self.longest_answer
+            if self.config.decoding == "trie":
+                options["allowed"] = self._allowed
         answers = generate(self.backbone, batch, condition, **options)
-        if self.kind == "multilabel":
+        if self.kind == "multilabel" and self.config.decoding == "trie":
             return Predictions([self._read_labels(ids) for ids in answers])
+        if self.kind == "multilabel":
+            texts = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
+            said = [{part.strip() for part in text.split(_SEPARATOR)} for text in texts]
+            named = list(zip(self.classes, self.words, strict=True))
+            return Predictions([[name for name, word in named if word in parts] for parts in said])
         return Predictions(
             [t.strip() for t in self.tokenizer.batch_decode(answers, skip_special_tokens=True)]
         )
@@ -278,7 +290,10 @@ class TextTask:
             )
         if self.kind == "multilabel":
             table = [[int(name in answer) for name in self.classes] for answer in predictions.answers]
-            return multilabel_metrics(table, [i.labels for i in items])
+            chances = predictions.probabilities
+            return multilabel_metrics(
+                table, [i.labels for i in items], None if chances is None else chances.numpy()
+            )
         return generation_metrics(predictions.answers, [i.targets for i in items])
 
     # ---- inside ----------------------------------------------------------------------------------------
