@@ -5,8 +5,8 @@ flan-t5-small, sentiment (sst2) and sentence pairs (mrpc), 1,000 training rows, 
 
     python -m benchmarks.claims.ept            # goes on where it was interrupted
 
-Arms: prompt-tuning (40 soft tokens), dept (24 and a low-rank pair), ept (16, pair, fusion, 4 subspaces of width 4),
-and ept without fusion, without projection, with a uniform gate, and with one subspace four times as wide.
+Arms: prompt-tuning (40 soft tokens), dept (24 and a low-rank pair), ept (16, pair, fusion, 2 subspaces of width 2),
+and ept without fusion, without projection, with a uniform gate, and with one subspace twice as wide.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SETS = {
     "sst2": "Review: {text}\nSentiment:",
     "mrpc": "Sentence 1: {text}\nSentence 2: {text_b}\nAre they equivalent or not equivalent?",
 }
-SHORT = {"length": 16, "match_length": 40}
+SHORT = {"length": 16, "match_length": 40, "spaces": 2, "space_width": 2}
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "prompt-tuning": ("prompt-tuning", {"length": 40}),
     "dept": ("dept", {"length": 24, "match_length": 40}),
@@ -30,7 +30,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "no fusion": ("ept", {**SHORT, "fusion": False}),
     "no projection": ("ept", {**SHORT, "projection": False}),
     "uniform gate": ("ept", {**SHORT, "gate": "uniform"}),
-    "one wide subspace": ("ept", {**SHORT, "spaces": 1, "space_width": 16}),
+    "one wide subspace": ("ept", {**SHORT, "spaces": 1, "space_width": 4}),
 }
 GRID = {
     "prompt-tuning": [{"learning_rate": rate} for rate in (0.1, 0.3)],
