@@ -1,12 +1,13 @@
 """PTEC's quality claim: above a head on fixed embeddings, and steadier over seeds than labels written as text.
 
 minimind2-26m; HateSpeech (22 labels, the paper's public set) and ATIS intents (a request may have several), 1,500
-training rows, three seeds, macro-F1 over the labels on 250 test rows.
+training rows, 100 steps of 16,
+three seeds, macro-F1 over the labels on 200 test rows.  That is far less training than the paper's 13 to 18 epochs.
 
     python -m benchmarks.claims.ptec            # goes on where it was interrupted
 
 Arms: ptec; the head alone (no prompt); prompt tuning that writes the labels, decoded under the trie, and the same prompt
-decoded freely; and ptec with one rate for prompt and head, without positive weights, with a head that stays as drawn.
+decoded freely; and ptec without positive weights.
 """
 
 from __future__ import annotations
@@ -34,13 +35,11 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "ptec": ("ptec", PROMPT),
     "head alone": ("ptec", {"length": 0}),
     "as text, trie": ("prompt-tuning", PROMPT),
-    "one rate": ("ptec", PROMPT),
     "no positive weights": ("ptec", {**PROMPT, "positive_weights": False}),
-    "head as drawn": ("ptec", {**PROMPT, "train_head": False}),
 }
 GRID = {
-    "ptec": [{"learning_rate": rate, "head_rate": head} for rate in (1e-3, 1e-2) for head in (2e-3, 1e-2)],
-    "prompt-tuning": [{"learning_rate": rate} for rate in (3e-3, 1e-2, 3e-2)],
+    "ptec": [{"learning_rate": rate, "head_rate": 0.03} for rate in (1e-3, 1e-2)],
+    "prompt-tuning": [{"learning_rate": rate} for rate in (1e-2, 3e-2)],
 }
 TEMPLATES = {
     "hatespeech_multilabel": "{text}\nThis message classifies into the following types of hate speech:",
@@ -61,7 +60,7 @@ def rows(name: str) -> Any:
 
 
 def main() -> None:
-    given = arguments_of(__doc__, "ptec", steps=150)
+    given = arguments_of(__doc__, "ptec", steps=100)
     host = cuelight.load_backbone("minimind2-26m")
 
     def run(arm: str, name: str, seed: int, options: dict[str, Any]) -> cuelight.Run:
@@ -73,8 +72,8 @@ def main() -> None:
             seed,
             backbone=host,
             template=TEMPLATES[name],
-            max_length=64,
-            batch_size=8,
+            max_length=40,
+            batch_size=16,
             steps=given.steps,
             evaluate_every=given.steps,
             keep="last",
@@ -94,8 +93,6 @@ def main() -> None:
         arms: dict[str, Any] = {}
         for arm, (method, _) in ARMS.items():
             options = dict(chosen[method])
-            if arm == "one rate":
-                options["head_rate"] = options["learning_rate"]
             runs = [run(arm, name, seed, options) for seed in SEEDS]
             arms[arm] = figures([r.metrics for r in runs], options)
             if arm == "ptec":
@@ -113,7 +110,7 @@ def main() -> None:
 
 
 FIRST = "hatespeech_multilabel"
-SPLIT: dict[str, Any] = {"max_train": 1500, "max_validation": 150, "max_test": 250}
+SPLIT: dict[str, Any] = {"max_train": 1500, "max_validation": 150, "max_test": 200}
 
 
 def held_out(name: str, seed: int) -> Any:
@@ -147,14 +144,12 @@ def summary(sets: dict[str, Any]) -> str:
     for name, entry in sets.items():
         arms = entry["arms"]
         best, text = arms["ptec"], arms["as text, trie"]
-        worse = [
-            a for a in ("one rate", "no positive weights", "head as drawn") if arms[a]["mean"] < best["mean"]
-        ]
+        plain = arms["no positive weights"]
         sentences += [
             f"{name} (macro-F1, %): {listed(arms)}.",
             f"PTEC above a head on fixed embeddings {verdict(best['mean'] > arms['head alone']['mean'])}, "
             f"spread over seeds below that of labels as text {verdict(best['deviation'] < text['deviation'])}; "
-            f"below PTEC: {', '.join(worse) or 'no ablation'}.",
+            f"positive weights help {verdict(plain['mean'] < best['mean'])}.",
             f"Calibration error {shown(best['calibration_error_before'])} before and "
             f"{shown(best['calibration_error'])} after fitting; labels a row: PTEC "
             f"{best['labels_per_row']['mean']:.2f}, trie {text['labels_per_row']['mean']:.2f}.",
