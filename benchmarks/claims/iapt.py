@@ -1,0 +1,129 @@
+"""IAPT's quality claim: prompts made of the instruction beat free prompts of the same length, at every layer or at one.
+
+minimind2-26m; question types (trec, classification) and five short word tasks told apart by their instruction
+(instruction_induction, generation, exact match), 1,000 training rows, 80 steps of 8, three seeds.
+
+    python -m benchmarks.claims.iapt            # goes on where it was interrupted
+
+Arms: iapt with four tokens; free keys and values at every layer, four; free vectors before the text, four and fifty;
+and iapt with prompts from another row, mean pooling, one fixed activation, the first layer only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+import cuelight
+from benchmarks.claims.grid import SEARCH_SEED, SEEDS, arguments_of, listed, search, spread, tuned, verdict
+from benchmarks.common import data_file, write_result
+
+ARMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "iapt": ("iapt", {}),
+    "free at every layer": ("prefix-tuning", {"length": 4}),
+    "4 vectors": ("prompt-tuning", {"length": 4}),
+    "50 vectors": ("prompt-tuning", {"length": 50}),
+    "another row's": ("iapt", {"mismatch": True}),
+    "mean pooling": ("iapt", {"pooling": "mean"}),
+    "fixed activation": ("iapt", {"activation": "fixed"}),
+    "first layer": ("iapt", {"layers": "first"}),
+}
+GRID = {
+    "iapt": [{"learning_rate": rate} for rate in (1e-3, 3e-3, 1e-2)],
+    "prefix-tuning": [{"learning_rate": rate} for rate in (3e-3, 1e-2, 3e-2)],
+    "prompt-tuning": [{"learning_rate": rate} for rate in (3e-3, 1e-2, 3e-2)],
+}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "trec": {"template": "Question: {text}\nThe question asks for:"},
+    "words": {"template": "{text}\nAnswer:", "max_new_tokens": 8},
+}
+INSTRUCTIONS = {
+    "first_word_letter": "Write the first letter of the word",
+    "second_word_letter": "Write the second letter of the word",
+    "singular_to_plural": "Write the plural of the word",
+    "larger_animal": "Write the larger of the two animals",
+    "sum": "Write the sum of the two numbers",
+}
+
+
+def rows(name: str) -> Any:
+    if name == "trec":
+        return data_file("text/trec.parquet")
+    frame = pd.read_parquet(data_file("gen/instruction_induction.parquet"))
+    frame = frame[frame.task.isin(INSTRUCTIONS)]
+    text = [f"{INSTRUCTIONS[t]}: {x}" for t, x in zip(frame.task, frame.input, strict=True)]
+    target = [outputs[0] for outputs in frame.outputs]
+    return "words", pd.DataFrame({"text": text, "target": target, "split": frame.split}).drop_duplicates(
+        "text"
+    )
+
+
+def main() -> None:
+    given = arguments_of(__doc__, "iapt", steps=80)
+    host = cuelight.load_backbone("minimind2-26m")
+
+    def run(arm: str, name: str, seed: int, options: dict[str, Any]) -> cuelight.Run:
+        method, shape = ARMS[arm]
+        return tuned(
+            given.folder,
+            method,
+            rows(name),
+            seed,
+            backbone=host,
+            max_train=1000,
+            max_validation=150,
+            max_test=250,
+            max_length=64,
+            batch_size=8,
+            steps=given.steps,
+            evaluate_every=given.steps,
+            **OPTIONS[name],
+            **shape,
+            **options,
+        )
+
+    def validate(arm: str, options: dict[str, Any]) -> float:
+        found = run(
+            {"prefix-tuning": "free at every layer", "prompt-tuning": "50 vectors"}.get(arm, arm),
+            "trec",
+            SEARCH_SEED,
+            options,
+        )
+        assert found.training is not None
+        return float(found.training.best["accuracy"])
+
+    chosen, record = search(GRID, validate)
+    sets: dict[str, Any] = {}
+    for name in given.only.split(",") if given.only else OPTIONS:
+        metric = "accuracy" if name == "trec" else "exact_match"
+        arms = {}
+        for arm, (method, _) in ARMS.items():
+            runs = [run(arm, name, seed, chosen[method]) for seed in SEEDS]
+            figures = [r.metrics[metric] for r in runs]
+            arms[arm] = spread(figures, options=chosen[method], trainable=runs[0].trainable)
+            print(name, arm, arms[arm], flush=True)
+        sets[name] = {"metric": metric, "arms": arms}
+    if not given.only:
+        result = {"methods": ["iapt"], "search": record, "sets": sets, "summary": summary(sets)}
+        write_result("claims", "iapt", "benchmarks.claims.iapt", result)
+
+
+def summary(sets: dict[str, Any]) -> str:
+    """What the figures say, from the figures alone."""
+    sentences = []
+    for name, entry in sets.items():
+        arms = entry["arms"]
+        own = arms["iapt"]["mean"]
+        above = {a: own > arms[a]["mean"] for a in list(ARMS)[1:4]}
+        not_worse = [a for a in list(ARMS)[4:] if arms[a]["mean"] >= own]
+        sentences += [
+            f"{name} ({entry['metric']}, %): {listed(arms)}.",
+            "IAPT above " + ", ".join(f"{a}: {verdict(holds)}" for a, holds in above.items()) + ".",
+            f"Controls that are not worse than IAPT: {', '.join(not_worse) or 'none'}.",
+        ]
+    return " ".join(sentences)
+
+
+if __name__ == "__main__":
+    main()
