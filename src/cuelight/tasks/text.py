@@ -218,6 +218,31 @@ class TextTask:
             return self._label_list(present)
         return [*self.continuation(item.targets[0]), *self._end] if item.targets else []
 
+    def own_tokens(self, row: Mapping[str, Any], ids: Sequence[int]) -> list[bool] | None:
+        """Which of a row's tokens ``ids`` are its own text and not the template's.
+
+        None where that can not be told: the text was cut, or the tokenizer keeps no offsets.
+        """
+        if not self.tokenizer.is_fast:
+            return None
+        marks = ("\ue000", "\ue001")  # private use: no text has them
+        values = row["text"], row.get("text_b")
+        marked = self._render(*(None if v is None else marks[0] + v + marks[1] for v in values))  # type: ignore
+        plain, inside = [], False
+        own: list[bool] = []
+        for character in marked:
+            if character in marks:
+                inside = character == marks[0]
+            else:
+                plain.append(character)
+                own.append(inside)
+        found = self.tokenizer(
+            "".join(plain), add_special_tokens=not self.config.chat, return_offsets_mapping=True
+        )
+        if list(found.input_ids) != list(ids):
+            return None
+        return [end > start and any(own[start:end]) for start, end in found.offset_mapping]
+
     def continuation(self, word: str) -> list[int]:
         """Token ids of ``word`` as it would follow the template.
 
