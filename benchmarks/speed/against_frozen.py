@@ -22,8 +22,7 @@ from benchmarks.common import write_result
 from cuelight.data import read
 from cuelight.methods.base import Data, get_method
 from cuelight.prompts.conditioning import TextBatch, pack
-from cuelight.tasks import TaskConfig
-from cuelight.tuning import make_task
+from cuelight.tasks import TaskConfig, make_task
 
 METHODS = {
     "prompt-tuning": {"length": 20},

@@ -26,8 +26,7 @@ from cuelight.data import read
 from cuelight.evaluation.memory import PeakMemory
 from cuelight.methods.base import get_method
 from cuelight.prompts.conditioning import TextBatch, pack
-from cuelight.tasks import TaskConfig
-from cuelight.tuning import make_task
+from cuelight.tasks import TaskConfig, make_task
 
 Step = Callable[[TextBatch], float]
 

@@ -142,7 +142,7 @@ class Prompt:
         """Write the artifact's files into an existing folder."""
         method = self.method
         files = {}
-        tensors = {name: t.detach().cpu().contiguous() for name, t in method.state_dict().items()}
+        tensors = {name: t.detach().cpu().contiguous() for name, t in method.kept().items()}
         if tensors:
             save_file(tensors, folder / _TENSORS)
             files[_TENSORS] = sha256_of(folder / _TENSORS)

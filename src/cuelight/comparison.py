@@ -21,9 +21,9 @@ from cuelight.data import DataSpec, Splits
 from cuelight.errors import ArtifactError, ConfigError, CuelightError
 from cuelight.evaluation import tables
 from cuelight.methods.base import Method, get_method
-from cuelight.tasks.text import TaskConfig
+from cuelight.tasks.text import TaskConfig, make_task
 from cuelight.training import TrainConfig
-from cuelight.tuning import given_options, make_task, option_homes, read_rows, run_fingerprint, tune
+from cuelight.tuning import given_options, option_homes, read_rows, run_fingerprint, tune
 
 if TYPE_CHECKING:
     import pandas as pd

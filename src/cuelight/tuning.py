@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cuelight.artifact import FILES, Prompt, read_card, restore, writing
-from cuelight.backbones.backbone import Backbone, load_backbone
+from cuelight.backbones.backbone import load_backbone
 from cuelight.config import build, field_names, route
 from cuelight.data import DataSpec, Splits, read
 from cuelight.data.sample import draw, strata
@@ -21,7 +21,7 @@ from cuelight.errors import ConfigError, DataError
 from cuelight.evaluation.evaluate import evaluate
 from cuelight.evaluation.memory import PeakMemory
 from cuelight.methods.base import Data, Method, get_method
-from cuelight.tasks.text import Predictions, TaskConfig, TextTask
+from cuelight.tasks.text import Predictions, TaskConfig, TextTask, make_task
 from cuelight.training import Stage, TrainConfig, TrainResult, checkpoint, forget, train
 
 __all__ = ["VALIDATION_ROWS", "Run", "option_homes", "tune"]
@@ -200,16 +200,6 @@ def _watched(splits: Splits) -> Any:
     column = next((name for name in ("label", "labels") if name in rows.column_names), None)
     groups = strata(rows[column][:] if column else [0] * len(rows))
     return rows.select(draw(groups, most, 0, leave=0))
-
-
-def make_task(backbone: Backbone, splits: Splits, config: TaskConfig) -> TextTask:
-    """The task that ``splits`` pose to ``backbone``."""
-    counts: dict[str, int] = {}
-    if splits.kind == "multilabel":
-        table = [row["labels"] for row in splits.train]
-        counts = {name: sum(row[c] for row in table) for c, name in enumerate(splits.classes)}
-    pairs = "text_b" in splits.train.column_names
-    return TextTask(backbone, splits.kind, splits.classes, pairs=pairs, config=config, frequencies=counts)
 
 
 def _add_validation(stage: Stage, method: Method, rows: Data, at_once: int) -> None:

@@ -166,13 +166,17 @@ class Method(nn.Module):
         """Take a text prompt from an artifact."""
         raise ConfigError(f"{self.card.name}: has no text prompt")
 
+    def kept(self) -> dict[str, Tensor]:
+        """What an artifact holds: all learned tensors, unless some serve training only."""
+        return dict(self.state_dict())
+
     def restore(self, tensors: Mapping[str, Tensor], source: str) -> None:
         """Take all learned tensors from ``tensors``; ``source`` names them in errors.
 
         Raises:
             ArtifactError: one is missing or has another shape; nothing is changed then.
         """
-        own = self.state_dict()
+        own = self.kept()
         for name, tensor in own.items():
             if name not in tensors:
                 raise ArtifactError(

@@ -21,12 +21,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from cuelight.backbones.backbone import Backbone
+from cuelight.data import Splits
 from cuelight.errors import ConfigError, DataError, nearest
 from cuelight.prompts.conditioning import Condition, TextBatch, answer_logits, choice_scores, generate
 from cuelight.tasks.metrics import classification_metrics, generation_metrics, multilabel_metrics
 from cuelight.tasks.template import check_template, default_template, render
 
-__all__ = ["Item", "Predictions", "TaskConfig", "TextTask"]
+__all__ = ["Item", "Predictions", "TaskConfig", "TextTask", "make_task"]
 
 TaskKind = Literal["classification", "multilabel", "generation"]
 _SEPARATOR = ";"
@@ -491,3 +492,13 @@ class TextTask:
         if rest in self._pieces:
             said.append(self._pieces.index(rest))
         return [name for c, name in enumerate(self.classes) if c in said]
+
+
+def make_task(backbone: Backbone, splits: Splits, config: TaskConfig) -> TextTask:
+    """The task that ``splits`` pose to ``backbone``."""
+    counts: dict[str, int] = {}
+    if splits.kind == "multilabel":
+        table = [row["labels"] for row in splits.train]
+        counts = {name: sum(row[c] for row in table) for c, name in enumerate(splits.classes)}
+    pairs = "text_b" in splits.train.column_names
+    return TextTask(backbone, splits.kind, splits.classes, pairs=pairs, config=config, frequencies=counts)
