@@ -1,13 +1,13 @@
 """PTEC's quality claim: above a head on fixed embeddings, and steadier over seeds than labels written as text.
 
-minimind2-26m; HateSpeech (22 labels, the paper's public set) and ATIS intents (a request may have several), 1,500
-training rows, 100 steps of 16,
-three seeds, macro-F1 over the labels on 200 test rows.  That is far less training than the paper's 13 to 18 epochs.
+HateSpeech (22 labels, the paper's public set) and ATIS intents (a request may have several), 1,500 training rows, three
+seeds, macro-F1 over the labels on 200 test rows.
 
     python -m benchmarks.claims.ptec            # goes on where it was interrupted
 
-Arms: ptec; the head alone (no prompt); prompt tuning that writes the labels, decoded under the trie, and the same prompt
-decoded freely; and ptec without positive weights.
+On minilm-l6 (an encoder of 22 M, since two cores do not carry the paper's 13 to 18 epochs of a causal model), 200 steps of 16:
+ptec; the head alone (no prompt); ptec with one rate for both; ptec without positive weights.  On minimind2-26m (causal, 26
+M), ATIS only, 100 steps of 16: ptec against prompt tuning that writes the labels, under the trie and freely.
 """
 
 from __future__ import annotations
@@ -30,16 +30,20 @@ from benchmarks.claims.grid import (
 )
 from benchmarks.common import data_file, write_result
 
-PROMPT = {"length": 30, "init": "labels"}
-ARMS: dict[str, tuple[str, dict[str, Any]]] = {
-    "ptec": ("ptec", PROMPT),
-    "head alone": ("ptec", {"length": 0}),
-    "as text, trie": ("prompt-tuning", PROMPT),
-    "no positive weights": ("ptec", {**PROMPT, "positive_weights": False}),
+PROMPT = {"length": 20, "init": "labels"}
+ENCODER, CAUSAL = "minilm-l6", "minimind2-26m"
+ARMS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "ptec": (ENCODER, "ptec", PROMPT),
+    "head alone": (ENCODER, "ptec", {"length": 0}),
+    "one rate": (ENCODER, "ptec", PROMPT),
+    "no positive weights": (ENCODER, "ptec", {**PROMPT, "positive_weights": False}),
+    "ptec, causal": (CAUSAL, "ptec", PROMPT),
+    "as text, trie": (CAUSAL, "prompt-tuning", PROMPT),
 }
 GRID = {
-    "ptec": [{"learning_rate": rate, "head_rate": 0.03} for rate in (1e-3, 1e-2)],
-    "prompt-tuning": [{"learning_rate": rate} for rate in (1e-2, 3e-2)],
+    "ptec": [{"learning_rate": rate, "head_rate": 0.01} for rate in (1e-3, 1e-2)],
+    "ptec, causal": [{"learning_rate": rate, "head_rate": 0.03} for rate in (3e-4, 3e-3)],
+    "as text, trie": [{"learning_rate": rate} for rate in (1e-2, 3e-2)],
 }
 TEMPLATES = {
     "hatespeech_multilabel": "{text}\nThis message classifies into the following types of hate speech:",
@@ -60,22 +64,23 @@ def rows(name: str) -> Any:
 
 
 def main() -> None:
-    given = arguments_of(__doc__, "ptec", steps=100)
-    host = cuelight.load_backbone("minimind2-26m")
+    given = arguments_of(__doc__, "ptec", steps=200)
+    hosts = {name: cuelight.load_backbone(name) for name in (ENCODER, CAUSAL)}
 
     def run(arm: str, name: str, seed: int, options: dict[str, Any]) -> cuelight.Run:
-        method, shape = ARMS[arm]
+        host, method, shape = ARMS[arm]
+        steps = given.steps if host == ENCODER else given.steps // 2
         return tuned(
-            given.folder,
+            f"{given.folder}/{host}",
             method,
             rows(name),
             seed,
-            backbone=host,
-            template=TEMPLATES[name],
+            backbone=hosts[host],
+            template=TEMPLATES[name] if host == CAUSAL else "{text}",
             max_length=40,
             batch_size=16,
-            steps=given.steps,
-            evaluate_every=given.steps,
+            steps=steps,
+            evaluate_every=steps,
             keep="last",
             **SPLIT,
             **shape,
@@ -84,15 +89,20 @@ def main() -> None:
 
     def validate(arm: str, options: dict[str, Any]) -> float:
         """Macro-F1 on validation rows (training itself watches the loss, which differs between the two forms)."""
-        found = run("as text, trie" if arm == "prompt-tuning" else "ptec", FIRST, SEARCH_SEED, options)
-        return found.prompt.evaluate(held_out(FIRST, SEARCH_SEED).validation)["macro_f1"]
+        first = "hatespeech_multilabel" if ARMS[arm][0] == ENCODER else "atis"
+        found = run(arm, first, SEARCH_SEED, options)
+        return found.prompt.evaluate(held_out(first, SEARCH_SEED).validation)["macro_f1"]
 
     chosen, record = search(GRID, validate)
     sets: dict[str, Any] = {}
     for name in given.only.split(",") if given.only else TEMPLATES:
         arms: dict[str, Any] = {}
-        for arm, (method, _) in ARMS.items():
-            options = dict(chosen[method])
+        for arm, (host, method, _) in ARMS.items():
+            if host == CAUSAL and name != "atis":
+                continue
+            options = dict(chosen.get(arm, chosen["ptec"]))
+            if arm == "one rate":
+                options["head_rate"] = options["learning_rate"]
             runs = [run(arm, name, seed, options) for seed in SEEDS]
             arms[arm] = figures([r.metrics for r in runs], options)
             if arm == "ptec":
@@ -109,7 +119,6 @@ def main() -> None:
         write_result("claims", "ptec", "benchmarks.claims.ptec", result)
 
 
-FIRST = "hatespeech_multilabel"
 SPLIT: dict[str, Any] = {"max_train": 1500, "max_validation": 150, "max_test": 200}
 
 
@@ -143,17 +152,21 @@ def summary(sets: dict[str, Any]) -> str:
     sentences = []
     for name, entry in sets.items():
         arms = entry["arms"]
-        best, text = arms["ptec"], arms["as text, trie"]
-        plain = arms["no positive weights"]
+        best, plain = arms["ptec"], arms["no positive weights"]
         sentences += [
             f"{name} (macro-F1, %): {listed(arms)}.",
-            f"PTEC above a head on fixed embeddings {verdict(best['mean'] > arms['head alone']['mean'])}, "
-            f"spread over seeds below that of labels as text {verdict(best['deviation'] < text['deviation'])}; "
-            f"positive weights help {verdict(plain['mean'] < best['mean'])}.",
-            f"Calibration error {shown(best['calibration_error_before'])} before and "
-            f"{shown(best['calibration_error'])} after fitting; labels a row: PTEC "
-            f"{best['labels_per_row']['mean']:.2f}, trie {text['labels_per_row']['mean']:.2f}.",
+            f"PTEC above a head on fixed embeddings {verdict(best['mean'] > arms['head alone']['mean'])}; positive "
+            f"weights help {verdict(plain['mean'] < best['mean'])}; calibration error "
+            f"{shown(best['calibration_error_before'])} before and {shown(best['calibration_error'])} after fitting.",
         ]
+        if "as text, trie" in arms:
+            head, text = arms["ptec, causal"], arms["as text, trie"]
+            sentences.append(
+                f"On a causal model PTEC's spread over seeds is below that of labels as text "
+                f"{verdict(head['deviation'] < text['deviation'])}; the trie against free writing: "
+                f"{shown(text)} and {shown(arms['as text, free'])}; labels a row {head['labels_per_row']['mean']:.2f} "
+                f"and {text['labels_per_row']['mean']:.2f}."
+            )
     return " ".join(sentences)
 
 
