@@ -1,12 +1,13 @@
-"""IAPT's quality claim: prompts made of the instruction beat free prompts of the same length, at every layer or at one.
+"""IAPT's quality claim: prompts made of the instruction beat free prompts of the same length.
 
-minimind2-26m; question types (trec, classification) and five short word tasks told apart by their instruction
-(instruction_induction, generation, exact match), 1,000 training rows, 80 steps of 8, three seeds.
+flan-t5-small, whose encoder's layers have the generators (a causal model that two cores can carry, minimind2-26m, does not
+learn these tasks in so few steps, with any arm); question types (trec, classification) and five short word tasks told apart
+by their instruction (instruction_induction, generation, exact match), 1,000 training rows, 60 steps of 8, three seeds.
 
     python -m benchmarks.claims.iapt            # goes on where it was interrupted
 
-Arms: iapt with four tokens; free keys and values at every layer, four; free vectors before the text, four and fifty;
-and iapt with prompts from another row, mean pooling, one fixed activation, the first layer only.
+Arms: iapt with four tokens; free vectors before the text, four and fifty; and iapt with prompts from another row, with
+mean pooling, with the first layer only.
 """
 
 from __future__ import annotations
@@ -21,18 +22,15 @@ from benchmarks.common import data_file, write_result
 
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "iapt": ("iapt", {}),
-    "free at every layer": ("prefix-tuning", {"length": 4}),
     "4 vectors": ("prompt-tuning", {"length": 4}),
     "50 vectors": ("prompt-tuning", {"length": 50}),
     "another row's": ("iapt", {"mismatch": True}),
     "mean pooling": ("iapt", {"pooling": "mean"}),
-    "fixed activation": ("iapt", {"activation": "fixed"}),
     "first layer": ("iapt", {"layers": "first"}),
 }
 GRID = {
-    "iapt": [{"learning_rate": rate} for rate in (1e-3, 3e-3, 1e-2)],
-    "prefix-tuning": [{"learning_rate": rate} for rate in (3e-3, 1e-2, 3e-2)],
-    "prompt-tuning": [{"learning_rate": rate} for rate in (3e-3, 1e-2, 3e-2)],
+    "iapt": [{"learning_rate": rate} for rate in (3e-3, 3e-2)],
+    "prompt-tuning": [{"learning_rate": rate} for rate in (0.1, 0.3)],
 }
 OPTIONS: dict[str, dict[str, Any]] = {
     "trec": {"template": "Question: {text}\nThe question asks for:"},
@@ -60,8 +58,8 @@ def rows(name: str) -> Any:
 
 
 def main() -> None:
-    given = arguments_of(__doc__, "iapt", steps=80)
-    host = cuelight.load_backbone("minimind2-26m")
+    given = arguments_of(__doc__, "iapt", steps=60)
+    host = cuelight.load_backbone("flan-t5-small")
 
     def run(arm: str, name: str, seed: int, options: dict[str, Any]) -> cuelight.Run:
         method, shape = ARMS[arm]
@@ -73,7 +71,7 @@ def main() -> None:
             backbone=host,
             max_train=1000,
             max_validation=150,
-            max_test=250,
+            max_test=200,
             max_length=64,
             batch_size=8,
             steps=given.steps,
@@ -85,7 +83,7 @@ def main() -> None:
 
     def validate(arm: str, options: dict[str, Any]) -> float:
         found = run(
-            {"prefix-tuning": "free at every layer", "prompt-tuning": "50 vectors"}.get(arm, arm),
+            {"prompt-tuning": "50 vectors"}.get(arm, arm),
             "trec",
             SEARCH_SEED,
             options,
@@ -115,8 +113,8 @@ def summary(sets: dict[str, Any]) -> str:
     for name, entry in sets.items():
         arms = entry["arms"]
         own = arms["iapt"]["mean"]
-        above = {a: own > arms[a]["mean"] for a in list(ARMS)[1:4]}
-        not_worse = [a for a in list(ARMS)[4:] if arms[a]["mean"] >= own]
+        above = {a: own > arms[a]["mean"] for a in list(ARMS)[1:3]}
+        not_worse = [a for a in list(ARMS)[3:] if arms[a]["mean"] >= own]
         sentences += [
             f"{name} ({entry['metric']}, %): {listed(arms)}.",
             "IAPT above " + ", ".join(f"{a}: {verdict(holds)}" for a, holds in above.items()) + ".",

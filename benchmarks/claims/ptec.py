@@ -5,9 +5,9 @@ seeds, macro-F1 over the labels on 200 test rows.
 
     python -m benchmarks.claims.ptec            # goes on where it was interrupted
 
-On minilm-l6 (an encoder of 22 M, since two cores do not carry the paper's 13 to 18 epochs of a causal model), 200 steps of 16:
+On minilm-l6 (an encoder of 22 M, since two cores do not carry the paper's 13 to 18 epochs of a causal model), 160 steps of 16:
 ptec; the head alone (no prompt); ptec with one rate for both; ptec without positive weights.  On minimind2-26m (causal, 26
-M), ATIS only, 100 steps of 16: ptec against prompt tuning that writes the labels, under the trie and freely.
+M), ATIS only, 80 steps of 16: ptec against prompt tuning that writes the labels, under the trie and freely.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def rows(name: str) -> Any:
 
 
 def main() -> None:
-    given = arguments_of(__doc__, "ptec", steps=200)
+    given = arguments_of(__doc__, "ptec", steps=160)
     hosts = {name: cuelight.load_backbone(name) for name in (ENCODER, CAUSAL)}
 
     def run(arm: str, name: str, seed: int, options: dict[str, Any]) -> cuelight.Run:
