@@ -1,7 +1,7 @@
 """IAPT's quality claim: prompts made of the instruction beat free prompts of the same length.
 
-flan-t5-small, whose encoder's layers have the generators (a causal model that two cores can carry, minimind2-26m, does not
-learn these tasks in so few steps, with any arm); question types (trec, classification) and five short word tasks told apart
+flan-t5-small, whose encoder's layers have the generators (the paper's models are causal; those that two cores can carry
+learn too slowly for this table); question types (trec, classification) and five short word tasks told apart
 by their instruction (instruction_induction, generation, exact match), 1,000 training rows, 60 steps of 8, three seeds.
 
     python -m benchmarks.claims.iapt            # goes on where it was interrupted

@@ -138,6 +138,24 @@ class Prompt:
 
         return export_peft(self, folder)
 
+    def export_model(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the fine-tuned backbone itself, for methods that have one: a folder that transformers loads.
+
+        It is an ordinary ``backbone`` of any other method then; a prompt beside the weights is not in it.
+
+        Raises:
+            ArtifactError: the method leaves the backbone as it is, or ``folder`` is not empty or not writable.
+        """
+        tuned = getattr(self.method, "tuned", None)
+        if tuned is None:
+            raise ArtifactError(
+                f"{self.method.card.name}: leaves the backbone as it is; there is no other model to write"
+            )
+        with writing(Path(folder), set(), "exported model") as new:
+            tuned.model.save_pretrained(new)
+            tuned.tokenizer.save_pretrained(new)
+        return Path(folder)
+
     def write(self, folder: Path) -> None:
         """Write the artifact's files into an existing folder."""
         method = self.method

@@ -8,6 +8,7 @@ hidden states into vocabulary scores.  A method never looks inside the model.
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
 import logging
@@ -66,6 +67,16 @@ class Backbone:
     def __repr__(self) -> str:
         towers = ", ".join(f"{t.name} {t.depth}x{t.width}" for t in self.towers.values())
         return f"Backbone({self.id!r}, {self.kind}, {self.parameters / 1e6:.1f}M, {towers})"
+
+    def copy(self) -> tuple[Backbone, dict[str, nn.Parameter]]:
+        """An independent copy whose weights learn, in float32 (bfloat16 would swallow small steps).
+
+        Returns:
+            The copy, and its parameters by name: weights that are tied stand there once.
+        """
+        made = Backbone(self.id, copy.deepcopy(self.model).float(), kind=self.kind, tokenizer=self.tokenizer)
+        made.model.requires_grad_(True)
+        return made, dict(made.model.named_parameters())
 
     @property
     def parameters(self) -> int:

@@ -81,12 +81,15 @@ class TrainConfig(BaseModel):
             raise ValueError(f"warmup={self.warmup:g}: give whole steps, or a fraction below 1")
         return self
 
-    def over(self, defaults: Mapping[str, Any]) -> TrainConfig:
-        """This configuration over a stage's ``defaults``: what was given explicitly wins.
+    def over(self, defaults: Mapping[str, Any], insists: Mapping[str, Any] | None = None) -> TrainConfig:
+        """This configuration over a stage's ``defaults``: what was given explicitly wins, but not over ``insists``.
 
         ``None`` counts as not given, and one of ``steps`` and ``epochs`` displaces the other.
         """
         given = {k: v for k, v in self.model_dump().items() if k in self.model_fields_set and v is not None}
+        given |= insists or {}
+        if insists and insists.keys() & {"steps", "epochs"}:
+            given = {k: v for k, v in given.items() if k in insists or k not in ("steps", "epochs")}
         merged = {**defaults, **given}
         for one, other in (("steps", "epochs"), ("epochs", "steps")):
             if one in given:

@@ -132,7 +132,7 @@ class _Run:
     ) -> None:
         self.stages, self.learned, self.workdir = stages, learned, workdir
         self.device = torch.device(device) if device is not None else None
-        self.settings = [config.over(stage.defaults) for stage in stages]
+        self.settings = [config.over(stage.defaults, stage.insists) for stage in stages]
         state = _process_state(self.device)
         if state.device.type == "cpu" and any(c.precision == "fp16" for c in self.settings):
             # accelerate would quietly take fp32; said here, before anything is written

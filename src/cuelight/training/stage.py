@@ -54,6 +54,8 @@ class Stage:
         higher_is_better: whether a larger ``monitor`` is better; of ties the earlier wins.
         after_step: runs without gradients after every optimiser step, for example a projection.
         defaults: ``TrainConfig`` fields that the method recommends; what the user gives wins.
+        insists: fields that are this stage's own, whatever the user gives for the run (the rate of a stage that
+            learns something else than the first one does).
         batch_order: ``(seed, epoch, n)`` to the ``n`` indices of an epoch; default: a seeded permutation.
     """
 
@@ -69,4 +71,5 @@ class Stage:
     finish: Callable[[], None] | None = None
     after_step: Callable[[], None] | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    insists: Mapping[str, Any] = field(default_factory=dict)
     batch_order: Callable[[int, int, int], list[int]] | None = None

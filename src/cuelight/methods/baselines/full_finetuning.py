@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from cuelight.backbones.backbone import Backbone
 from cuelight.methods.base import Card, Method
 from cuelight.prompts.conditioning import Condition, TextBatch, text_states
 from cuelight.tasks.text import Predictions
@@ -35,13 +34,10 @@ class FullFineTuning(Method):
 
     def __init__(self, backbone: Any, task: Any, config: Any) -> None:
         super().__init__(backbone, task, config)
-        model = copy.deepcopy(backbone.model).float()  # bfloat16 would swallow small steps
-        self.copy = Backbone(backbone.id, model, kind=backbone.kind, tokenizer=backbone.tokenizer)
-        model.requires_grad_(True)
+        self.tuned, weights = backbone.copy()
         self.task = copy.copy(task)
-        self.task.backbone = self.copy
-        # Named parameters, not the module's state: tied weights would be stored twice.
-        self.weights = nn.ParameterDict({n.replace(".", "/"): p for n, p in model.named_parameters()})
+        self.task.backbone = self.tuned
+        self.weights = nn.ParameterDict({n.replace(".", "/"): p for n, p in weights.items()})
         self.head: nn.Linear | None = None
         # A masked language model has one answer token, so several labels need a head as in an encoder.
         if backbone.kind == "text-encoder" or (backbone.kind == "masked" and task.kind == "multilabel"):
@@ -53,11 +49,11 @@ class FullFineTuning(Method):
 
     def _scores(self, batch: TextBatch) -> Tensor:
         assert self.head is not None
-        states, mask = text_states(self.copy, batch, Condition())
+        states, mask = text_states(self.tuned, batch, Condition())
         return self.head((states.float() * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
 
     def loss(self, batch: TextBatch) -> Tensor:
-        self.copy.model.train(self.training)
+        self.tuned.model.train(self.training)
         if self.head is None:
             return self.task.loss(batch, Condition())
         scores = self._scores(batch)
@@ -66,7 +62,7 @@ class FullFineTuning(Method):
         return nn.functional.cross_entropy(scores, batch.extra["label"])
 
     def predict(self, batch: TextBatch) -> Predictions:
-        self.copy.model.eval()
+        self.tuned.model.eval()
         with torch.no_grad():
             if self.head is None:
                 return self.task.predict(batch, Condition())

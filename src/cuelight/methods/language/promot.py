@@ -1,0 +1,247 @@
+"""ProMoT: a soft prompt learns the task's format first, so that fine-tuning the model need not.
+
+A model that is fine-tuned on one task soon answers everything in that task's words.  Stage one learns a soft prompt, model
+frozen: the prompt takes up the format.  Stage two fine-tunes the model with the prompt frozen and still before the text.
+In use the prompt stands before the target task only; all other tasks go to the fine-tuned model as it is.
+
+Learns: stage one ``length x width`` values, stage two all weights, in a copy; never both at once.  Costs: two trainings
+and the memory of full fine-tuning; in use ``length`` more tokens on the target, nothing elsewhere.  The artifact holds the
+model; `Prompt.export_model` writes it as a backbone for other methods.
+
+``--also`` names further tasks: each has a prompt and a first stage of its own, and the second stage mixes their rows, every
+row with its own task's prompt (``--mixing sequential``: one task after the other).  ``--one-shot`` puts a solved example
+before every text.  ``--joint``, ``--random-prompt`` and ``--drop-prompt`` are the paper's controls.
+
+Source: Wang et al., *Two-stage LLM Fine-tuning with Less Specialization and More Generalization*, ICLR 2024, arXiv
+2211.00635 (there also as *Preserving In-Context Learning ability in Large Language Model Fine-tuning*).  Departures: AdamW
+and rates that suit small models where the paper has Adafactor at 0.2 and 0.001; no label smoothing; the second stage
+takes as many steps as the first unless ``--model-steps`` says so (the paper: 1,000 after 5,000).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from cuelight.config import build
+from cuelight.data import read
+from cuelight.errors import ConfigError
+from cuelight.methods.base import Card, Data, MethodConfig, PromptedLM, PromptStart
+from cuelight.prompts.conditioning import Condition, TextBatch, answer_logits
+from cuelight.tasks.demonstrations import choose, start_tokens
+from cuelight.tasks.text import Item, Predictions, TaskConfig, make_task
+from cuelight.training import ParamGroup, Stage
+
+Example = tuple[int, Item]
+"""A row and the number of its task; 0 is the target."""
+
+
+class ProMoTConfig(PromptStart):
+    length: int = Field(20, ge=1, le=2000, description="Soft tokens before the text.")
+    model_rate: float | None = Field(
+        None, gt=0, description="Rate of the second stage (default 3e-4 encoder-decoder, 3e-5 causal)."
+    )
+    model_steps: int | None = Field(
+        None, ge=1, description="Steps of the second stage; as many as of the first by default."
+    )
+    one_shot: bool = Field(False, description="Put one solved example before every text.")
+    also: str = Field("", description="More tasks, comma separated, as --data takes them.")
+    mixing: Literal["mixed", "sequential"] = Field(
+        "mixed", description="Several tasks in the second stage: in one, or one after the other."
+    )
+    joint: bool = Field(False, description="Control: prompt and model at once.")
+    random_prompt: bool = Field(False, description="Control: the first stage is left out.")
+    drop_prompt: bool = Field(False, description="Control: no prompt in the second stage.")
+
+
+class ProMoT(PromptedLM):
+    """A soft prompt, then the model behind it."""
+
+    card: ClassVar[Card] = Card(
+        name="promot",
+        title="ProMoT: prompt tuning, then model tuning",
+        family="language",
+        modality="text",
+        learns="length x width values of a prompt, then all weights of a copy of the backbone",
+        cost="two trainings, the second a full fine-tuning; the artifact is as large as the backbone",
+        kinds=("causal", "seq2seq"),
+        paper="Two-stage LLM Fine-tuning with Less Specialization and More Generalization",
+        arxiv="2211.00635",
+        year=2024,
+    )
+    Config: ClassVar[type[MethodConfig]] = ProMoTConfig
+    training_defaults: ClassVar[dict[str, Any]] = {"steps": 300, "warmup": 0.06}
+    config: ProMoTConfig
+
+    def __init__(self, backbone: Any, task: Any, config: Any) -> None:
+        super().__init__(backbone, task, config)
+        if config.joint and (config.random_prompt or config.drop_prompt):
+            raise ConfigError("joint: prompt and model learn at once; give no other control with it")
+        self.tuned, weights = backbone.copy()
+        self.weights = nn.ParameterDict({n.replace(".", "/"): p for n, p in weights.items()})
+        self.sources = [name.strip() for name in config.also.split(",") if name.strip()]
+        seeds = [config.init_seed + k for k in range(1 + len(self.sources))]
+        starts = [config.model_copy(update={"init_seed": seed}) for seed in seeds]
+        self.prompts = nn.ParameterList([s.vectors(backbone, config.length, task.words) for s in starts])
+        self._stage = 2
+        self._solved: list[list[int]] = []
+
+    def prepare(self, data: Data, seed: int) -> None:
+        """Read the other tasks; draw solved examples."""
+        self._rows: list[list[Example]] = [[(0, item) for item in data.train]]
+        self._held: list[list[Example]] = [[(0, item) for item in data.validation]]
+        for k, name in enumerate(self.sources, start=1):
+            splits = read(
+                name, max_train=len(data.train), max_validation=max(1, len(data.validation)), seed=seed
+            )
+            options = build(TaskConfig, {"max_length": self.task.config.max_length})
+            task = make_task(self.backbone, splits, options)
+            self._rows.append([(k, item) for item in task.encode(splits.train)])
+            self._held.append([(k, item) for item in task.encode(splits.validation)])
+        if self.config.one_shot:
+            found = choose(self.task, data.train, min(64, len(data.train)), 10**6, seed)
+            self._solved = [example.ids for example in found]
+
+    # ---- what is fed -----------------------------------------------------------------------------------
+
+    def collate(self, rows: Sequence[Example]) -> TextBatch:
+        """A batch of rows of any task; each knows whose prompt it has."""
+        items = [item for _, item in rows]
+        if self._solved:
+            drawn = torch.randint(len(self._solved), (len(items),)).tolist()
+            items = [self._after(self._solved[k], item) for k, item in zip(drawn, items, strict=True)]
+        batch = self.task.collate(items)
+        batch.extra["task"] = torch.tensor([k for k, _ in rows])
+        return batch
+
+    def _after(self, solved: list[int], item: Item) -> Item:
+        """``item`` behind a solved example; of the target only: other tasks have other words."""
+        start = start_tokens(self.task)
+        text = item.text[len(start) :] if item.text[: len(start)] == start else item.text
+        return replace(item, text=[*start, *solved, *text])
+
+    def condition(self, batch: TextBatch) -> Condition:
+        tasks = batch.extra.get("task")
+        if tasks is None or not len(self.sources):
+            return Condition(prompt=self.prompts[0])
+        return Condition(prompt=torch.stack(list(self.prompts))[tasks.to(self.prompts[0].device)])
+
+    def _answers(self, backbone: Any, batch: TextBatch, condition: Condition) -> Tensor:
+        logits, targets = answer_logits(backbone, batch, condition)
+        return cross_entropy(logits.float(), targets)
+
+    def prompt_loss(self, batch: TextBatch) -> Tensor:
+        """Stage one: the backbone as it came."""
+        return self._answers(self.backbone, batch, self.condition(batch))
+
+    def model_loss(self, batch: TextBatch) -> Tensor:
+        """Stage two: the copy, behind prompts that stay."""
+        self.tuned.model.train(self.training)
+        condition = Condition() if self.config.drop_prompt else self.condition(batch)
+        if condition.prompt is not None and not self.config.joint:
+            condition = Condition(prompt=condition.prompt.detach())
+        return self._answers(self.tuned, batch, condition)
+
+    def loss(self, batch: TextBatch) -> Tensor:
+        """The loss of the stage that runs."""
+        return self.prompt_loss(batch) if self._stage == 1 else self.model_loss(batch)
+
+    def predict(self, batch: TextBatch) -> Predictions:
+        """Answers on the target: the prompt before the text, in the model as far as it has come."""
+        self.tuned.model.eval()
+        task = copy.copy(self.task)
+        task.backbone = self.backbone if self._stage == 1 else self.tuned
+        if self._solved:
+            items = [self._after(self._solved[0], item) for item in batch.extra["items"]]
+            batch = self.task.collate(items).to(self.backbone.device)
+        bare = self.config.drop_prompt and self._stage == 2
+        with torch.no_grad():
+            return task.predict(batch, Condition() if bare else Condition(prompt=self.prompts[0]))
+
+    # ---- stages ----------------------------------------------------------------------------------------
+
+    def stages(self, data: Data) -> list[Stage]:
+        rate = self.config.model_rate or (3e-4 if self.backbone.kind == "seq2seq" else 3e-5)
+        insists: dict[str, Any] = {"learning_rate": rate}
+        if self.config.model_steps:
+            insists["steps"] = self.config.model_steps
+        weights = ParamGroup("weights", dict(self.weights.items()), lr=rate)
+        if self.config.joint:
+            both = [weights, ParamGroup("prompt", {"prompt": self.prompts[0]}, lr=self._prompt_rate)]
+            return [self._make("model", both, self._rows, insists)]
+        found = []
+        if not self.config.random_prompt:
+            for k, prompt in enumerate(self.prompts):
+                group = ParamGroup("prompt", {f"prompt {k}": prompt}, lr=self._prompt_rate)
+                stage = self._make(
+                    "prompt" if k == 0 else f"prompt of {self.sources[k - 1]}", [group], [self._rows[k]]
+                )
+                stage.begin, stage.loss = partial(self._enter, 1), self.prompt_loss
+                if k:
+                    self._watch(stage, self._held[k], self.prompt_loss)
+                found.append(stage)
+        if self.config.mixing == "mixed":
+            return [*found, self._make("model", [weights], self._rows, insists)]
+        names = ["model", *(f"model on {name}" for name in self.sources)]
+        for k, name in enumerate(names):
+            stage = self._make(name, [weights], [self._rows[k]], insists)
+            if k:
+                self._watch(stage, self._held[k], self.model_loss)
+            found.append(stage)
+        return found
+
+    def _make(
+        self,
+        name: str,
+        groups: list[ParamGroup],
+        rows: list[list[Example]],
+        insists: dict[str, Any] | None = None,
+    ) -> Stage:
+        return Stage(
+            name=name,
+            groups=groups,
+            examples=[row for part in rows for row in part],
+            collate=self.collate,
+            loss=self.model_loss,
+            begin=partial(self._enter, 2),
+            defaults=dict(self.training_defaults),
+            insists=insists or {},
+        )
+
+    def _enter(self, stage: int) -> None:
+        self._stage = stage
+
+    def _watch(self, stage: Stage, rows: list[Example], loss: Any) -> None:
+        """A stage on another task watches that task's own rows."""
+
+        def validate() -> dict[str, float]:
+            parts = [rows[k : k + 32] for k in range(0, len(rows), 32)]
+            total = sum(
+                float(loss(self.collate(part).to(self.backbone.device))) * len(part) for part in parts
+            )
+            return {"validation_loss": total / len(rows)}
+
+        stage.validate, stage.monitor = validate, "validation_loss"
+
+    @property
+    def _prompt_rate(self) -> float:
+        return 0.3 if self.backbone.kind == "seq2seq" else 0.01
+
+    def groups(self) -> list[ParamGroup]:
+        return [ParamGroup("prompt", {"prompt": self.prompts[0]}, lr=self._prompt_rate)]
+
+    @property
+    def text(self) -> str | None:
+        return json.dumps(self._solved[:1]) if self.config.one_shot else None
+
+    def load_text(self, text: str) -> None:
+        self._solved = json.loads(text)
