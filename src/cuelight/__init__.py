@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cuelight.comparison import Comparison, compare
     from cuelight.overview import backbones, methods
     from cuelight.peft_bridge import import_peft
+    from cuelight.serving import Pool
     from cuelight.tuning import Run, tune
 
 __version__ = "0.1.0"
@@ -30,6 +31,7 @@ __all__ = [
     "ConfigError",
     "CuelightError",
     "DataError",
+    "Pool",
     "Prompt",
     "Run",
     "backbones",
@@ -43,6 +45,7 @@ __all__ = [
 
 _HOMES = {
     "Comparison": "cuelight.comparison",
+    "Pool": "cuelight.serving",
     "Prompt": "cuelight.artifact",
     "Run": "cuelight.tuning",
     "compare": "cuelight.comparison",

@@ -83,7 +83,7 @@ class Prompt:
         """
         if isinstance(texts, str):
             raise DataError("texts: is one string; give a list of strings")
-        rows = [self._row(k, text) for k, text in enumerate(texts)]
+        rows = [self.row(k, text) for k, text in enumerate(texts)]
         if not rows:
             return []
         items = self.method.task.encode(rows, answers=False)
@@ -98,7 +98,7 @@ class Prompt:
         tables = [dict(zip(names, row, strict=True)) for row in found.probabilities.tolist()]
         return [{"answer": a, "probabilities": p} for a, p in zip(found.answers, tables, strict=True)]
 
-    def _row(self, place: int, text: Any) -> dict[str, str]:
+    def row(self, place: int, text: Any) -> dict[str, str]:
         """What the task reads for one text or pair."""
         pairs = self.method.task.pairs
         parts = [text] if isinstance(text, str) else list(text) if isinstance(text, tuple | list) else []

@@ -224,16 +224,23 @@ class PromptedLM(Method):
         super().__init__(backbone, task, config)
         _ = task.choices  # refused now, not when training begins
 
+    only_conditions: ClassVar[bool] = True
+    """Whether all that is learned is in `condition`, so that rows of other prompts may stand in the same batch."""
+
     def condition(self, batch: TextBatch) -> Condition:
         """What conditions the backbone for ``batch``."""
         raise NotImplementedError
+
+    def fed(self, batch: TextBatch) -> TextBatch:
+        """``batch`` as the backbone reads it behind the condition."""
+        return batch
 
     def loss(self, batch: TextBatch) -> Tensor:
         return self.task.loss(batch, self.condition(batch))
 
     def predict(self, batch: TextBatch) -> Predictions:
         with torch.no_grad():
-            return self.task.predict(batch, self.condition(batch))
+            return self.task.predict(self.fed(batch), self.condition(batch))
 
 
 @cache

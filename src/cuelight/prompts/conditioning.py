@@ -39,11 +39,16 @@ __all__ = [
     "TextBatch",
     "answer_logits",
     "answer_states",
+    "begin",
     "choice_scores",
+    "end_ids",
     "generate",
+    "joined_rows",
     "pack",
     "prompt_logits",
     "self_attention_cache",
+    "some_rows",
+    "takes_positions",
     "text_states",
 ]
 
@@ -225,6 +230,27 @@ def choice_scores(
 
 
 @torch.no_grad()
+def begin(
+    backbone: Backbone, batch: TextBatch, condition: Condition, *, extra: int = 0
+) -> tuple[Tensor, DynamicCache, Tensor]:
+    """Read texts with a causal model, to go on from token by token; `generate` does both.
+
+    Returns:
+        Scores of the first new token ``[B, vocabulary]``, the cache, and which of its columns each row sees: rows
+        end at the last column.
+
+    Raises:
+        BackboneError: the rows, and ``extra`` more tokens, are longer than the backbone has positions for.
+    """
+    ids, mask = pack(batch.text, batch.text_mask)
+    lengths, everyone = mask.sum(1), torch.arange(len(batch), device=ids.device)
+    logits, read, seen = _run(
+        backbone, ids, mask, lengths, condition, everyone, lengths - 1, extra=extra or 1
+    )
+    return logits, *_aligned(read, seen)
+
+
+@torch.no_grad()
 def generate(
     backbone: Backbone,
     batch: TextBatch,
@@ -284,7 +310,7 @@ def generate(
         raise BackboneError(
             f"backbone {backbone.id}: a {backbone.kind} model does not generate; use a causal or seq2seq LM"
         )
-    ends = {backbone.tokenizer.pad_token_id, *_end_ids(backbone)}
+    ends = {backbone.tokenizer.pad_token_id, *end_ids(backbone)}
     result = []
     for row in answers.tolist():
         stop = next((k for k, token in enumerate(row) if token in ends), len(row))
@@ -406,7 +432,7 @@ def _run(
         lines = None if extra or deep or several else share_lines(backbone, mask, cached)
         if lines is None:
             mask = torch.cat([seen, mask], 1)
-            if several and _takes_positions(backbone):
+            if several and takes_positions(backbone):
                 options["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, cached:]
         else:
             embeddings = lines.gather(embeddings)
@@ -634,7 +660,8 @@ def _attending(backbone: Backbone, condition: Condition) -> contextlib.AbstractC
 _APART = "backbone {}: rows with different key/value prefixes need a causal LM; run them apart"
 
 
-def _takes_positions(backbone: Backbone) -> bool:
+def takes_positions(backbone: Backbone) -> bool:
+    """Whether the model wants to be told positions (some make them of the attention mask)."""
     return "position_ids" in inspect.signature(backbone.model.forward).parameters
 
 
@@ -652,6 +679,25 @@ def _cache_of(pairs: Iterable[tuple[Tensor, Tensor]]) -> DynamicCache:
 def _changed(cache: DynamicCache, change: Callable[[Tensor], Tensor]) -> DynamicCache:
     """Another cache, of ``change`` applied to all keys and values ``[rows, heads, length, width]``."""
     return _cache_of((change(layer.keys), change(layer.values)) for layer in cache.layers)
+
+
+def some_rows(cache: DynamicCache, places: Sequence[int], first: int = 0) -> DynamicCache:
+    """The cache of some rows, without the columns before ``first``."""
+    return _changed(cache, lambda x: x[list(places)][:, :, first:])
+
+
+def joined_rows(
+    one: DynamicCache, seen: Tensor, other: DynamicCache, other_seen: Tensor
+) -> tuple[DynamicCache, Tensor]:
+    """Two caches whose rows end at the last column as one, and which of its columns each row sees."""
+    longest = max(seen.shape[1], other_seen.shape[1])
+
+    def both(a: Tensor, b: Tensor) -> Tensor:
+        return torch.cat([pad(x, (0, 0, longest - x.shape[2], 0)) for x in (a, b)])
+
+    layers = zip(one.layers, other.layers, strict=True)
+    cache = _cache_of((both(a.keys, b.keys), both(a.values, b.values)) for a, b in layers)
+    return cache, torch.cat([pad(m, (longest - m.shape[1], 0)) for m in (seen, other_seen)])
 
 
 def _aligned(cache: DynamicCache | None, mask: Tensor) -> tuple[DynamicCache, Tensor]:
@@ -760,7 +806,6 @@ def _sequence_scores_causal(
     past, seen = _aligned(cache, mask)
     starts = seen.sum(1)
     states = sum(layer.keys.numel() + layer.values.numel() for layer in past.layers)
-    takes_positions = _takes_positions(backbone)
     long = [k for k, c in enumerate(choices) if len(c) > 1]
     for part in _parts(long, batch * longest, states, backbone):
         ids = pad_sequence([torch.tensor(choices[k][:-1]) for k in part], batch_first=True)
@@ -772,7 +817,7 @@ def _sequence_scores_causal(
         twin = _changed(past, partial(torch.repeat_interleave, repeats=len(part), dim=0))
         whole = torch.cat([seen.repeat_interleave(len(part), 0), (targets >= 0).to(seen.dtype)], 1)
         options: dict[str, Any] = {"attention_mask": whole, "past_key_values": twin, "use_cache": True}
-        if takes_positions:
+        if takes_positions(backbone):
             after = torch.arange(ids.shape[1], device=ids.device)
             options["position_ids"] = starts.repeat_interleave(len(part))[:, None] + after
         with backbone.scoring(rows, steps):
@@ -803,7 +848,8 @@ def _mask_columns(backbone: Backbone, ids: Tensor) -> Tensor:
     return torch.nonzero(ids == backbone.tokenizer.mask_token_id, as_tuple=True)[1].view(len(ids), -1)
 
 
-def _end_ids(backbone: Backbone) -> list[int]:
+def end_ids(backbone: Backbone) -> list[int]:
+    """Tokens that end what the model says."""
     end = backbone.model.generation_config.eos_token_id
     ends = end if isinstance(end, list) else [end]
     return [e for e in [*ends, backbone.tokenizer.eos_token_id] if e is not None]

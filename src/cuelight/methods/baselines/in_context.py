@@ -19,7 +19,6 @@ from cuelight.errors import ConfigError
 from cuelight.methods.base import Card, Data, MethodConfig, PromptedLM
 from cuelight.prompts.conditioning import Condition, TextBatch
 from cuelight.tasks.demonstrations import choose, room, start_tokens, without_start
-from cuelight.tasks.text import Predictions
 
 
 class InContextConfig(MethodConfig):
@@ -66,8 +65,8 @@ class InContext(PromptedLM):
         )
         self._examples, self._condition = [example.ids for example in found], None
 
-    def predict(self, batch: TextBatch) -> Predictions:
-        return super().predict(without_start(self.task, batch))
+    def fed(self, batch: TextBatch) -> TextBatch:
+        return without_start(self.task, batch)
 
     def condition(self, batch: TextBatch) -> Condition:
         if self._condition is None:

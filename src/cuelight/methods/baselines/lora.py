@@ -69,6 +69,7 @@ class LoRA(PromptedLM):
     Config: ClassVar[type[MethodConfig]] = LoRAConfig
     training_defaults: ClassVar[dict[str, Any]] = {"steps": 300, "warmup": 0.06}
     config: LoRAConfig
+    only_conditions: ClassVar[bool] = False
 
     def __init__(self, backbone: Any, task: Any, config: Any) -> None:
         super().__init__(backbone, task, config)

@@ -33,7 +33,6 @@ from cuelight.errors import ArtifactError, ConfigError
 from cuelight.methods.base import Card, Data, MethodConfig, PromptedLM
 from cuelight.prompts.conditioning import Condition, TextBatch, answer_logits, prompt_logits
 from cuelight.tasks.demonstrations import Demonstration, choose, room, start_tokens, without_start
-from cuelight.tasks.text import Predictions
 from cuelight.training import ParamGroup, Stage
 
 INPUT_TEMPLATE, INPUT, OUTPUT_TEMPLATE, LABEL = 1, 2, 3, 4
@@ -166,8 +165,8 @@ class CPT(PromptedLM):
             self._fixed = self.delta._version, Condition(prompt=self.context())
         return self._fixed[1]
 
-    def predict(self, batch: TextBatch) -> Predictions:
-        return super().predict(without_start(self.task, batch))
+    def fed(self, batch: TextBatch) -> TextBatch:
+        return without_start(self.task, batch)
 
     # ---- the loss --------------------------------------------------------------------------------------
 
@@ -182,7 +181,7 @@ class CPT(PromptedLM):
         return weights if self.config.context_loss != "none" else weights * 0
 
     def loss(self, batch: TextBatch) -> Tensor:
-        batch = without_start(self.task, batch)
+        batch = self.fed(batch)
         condition = Condition(prompt=self.context())
         columns = torch.nonzero((self.types > 0) & (self.types % 4 == 0))[:, 0]
         weights = self.label_weights()[self.types[columns] // 4 - 1]

@@ -81,6 +81,7 @@ class ProMoT(PromptedLM):
     Config: ClassVar[type[MethodConfig]] = ProMoTConfig
     training_defaults: ClassVar[dict[str, Any]] = {"steps": 300, "warmup": 0.06}
     config: ProMoTConfig
+    only_conditions: ClassVar[bool] = False
 
     def __init__(self, backbone: Any, task: Any, config: Any) -> None:
         super().__init__(backbone, task, config)
