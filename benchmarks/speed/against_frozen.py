@@ -32,7 +32,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "p-tuning": {"length": 20},
     "prefix-tuning": {"length": 20},
     "lora": {},
-    "ept": {"match_length": 48, "length": 20},
+    "ept": {"match_length": 60, "length": 20, "spaces": 2},
     "iapt": {"length": 4},
     "cpt": {"demonstrations": 4},
     "ptec": {"length": 20},
@@ -49,6 +49,7 @@ def main() -> None:
     )
     parser.add_argument("--backbone", default="smollm2-135m")
     parser.add_argument("--pairs", type=int, default=12)
+    parser.add_argument("--only", default="", help="only these methods; nothing is written then")
     arguments = parser.parse_args()
     host = cuelight.load_backbone(arguments.backbone)
     splits = read("film-reviews", max_train=320, max_validation=20, max_test=20)
@@ -77,7 +78,9 @@ def main() -> None:
         loss.backward()
 
     table = {}
-    for name, options in METHODS.items():
+    chosen = arguments.only.split(",") if arguments.only else list(METHODS)
+    for name in chosen:
+        options = METHODS[name]
         kind = get_method(name)
         method = kind(host, task, kind.Config(**options))
         method.prepare(Data(rows, [], list(splits.train)), 0)
@@ -119,7 +122,8 @@ def main() -> None:
         "targets": {"prompt-tuning": 1.10, "others without a second pass": 1.15},
         "summary": summary,
     }
-    write_result("speed", f"against-frozen-{host.id}", "benchmarks.speed.against_frozen", result)
+    if not arguments.only:
+        write_result("speed", f"against-frozen-{host.id}", "benchmarks.speed.against_frozen", result)
 
 
 if __name__ == "__main__":

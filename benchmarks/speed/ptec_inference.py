@@ -36,7 +36,9 @@ def main() -> None:
     task = make_task(host, splits, TaskConfig(max_length=96))
     made = {}
     for name in ("ptec", "prompt-tuning"):
-        made[name] = get_method(name)(host, task, get_method(name).Config(length=20)).eval()
+        made[name] = (
+            get_method(name)(host, task, get_method(name).Config(length=20)).eval().requires_grad_(False)
+        )
     items = task.encode(splits.test)
 
     def head(item: Any) -> None:
