@@ -27,6 +27,9 @@ bench: $(STAMP)  ## step time and memory against PEFT, and every method against 
 	$(BIN)/python -m benchmarks.speed.against_peft --length 100
 	$(BIN)/python -m benchmarks.speed.against_frozen
 	$(BIN)/python -m benchmarks.speed.dept_t5_base
+	$(BIN)/python -m benchmarks.speed.ept_t5_base
+	$(BIN)/python -m benchmarks.speed.ptec_inference
+	$(BIN)/python -m benchmarks.speed.serving
 
 docs: $(STAMP)  ## the pages of the methods and the table of systems, from cards and results
 	$(BIN)/python docs/build.py
