@@ -6,8 +6,8 @@ by their instruction (instruction_induction, generation, exact match), 1,000 tra
 
     python -m benchmarks.claims.iapt            # goes on where it was interrupted
 
-Arms: iapt with four tokens; free vectors before the text, four and fifty; and iapt with prompts from another row, with
-mean pooling, with the first layer only.
+Arms: iapt with four tokens; free vectors before the text, four and fifty; and iapt with prompts from another row, and with
+the first layer only.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "4 vectors": ("prompt-tuning", {"length": 4}),
     "50 vectors": ("prompt-tuning", {"length": 50}),
     "another row's": ("iapt", {"mismatch": True}),
-    "mean pooling": ("iapt", {"pooling": "mean"}),
     "first layer": ("iapt", {"layers": "first"}),
 }
 GRID = {

@@ -86,7 +86,9 @@ def _open_string(source: str) -> Source:
         return Source(source, {"": data.frame}, provenance=data.provenance, licence=data.licence)
     own = _named(source)
     if own is not None:
-        return _open_path(own)
+        out = _open_path(own)
+        out.name = source
+        return out
     looks_like_path = source.startswith((".", "~", "/")) or "\\" in source or source.count("/") > 1
     if looks_like_path or path.suffix.lower() in FILE_SUFFIXES or not _HUB_ID.match(source):
         raise missing_file(path)

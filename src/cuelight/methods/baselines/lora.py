@@ -9,26 +9,23 @@ Source: Hu et al. 2021, *LoRA: Low-Rank Adaptation of Large Language Models*, ar
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
-import torch
-from peft import LoraConfig, LoraModel
-from peft.tuners.lora import LoraLayer
-from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft import LoraConfig
 from pydantic import Field
 from torch import Tensor, nn
 
+from cuelight.backbones.backbone import Backbone
+from cuelight.backbones.lora import LoRALayers
 from cuelight.config import build
-from cuelight.errors import ArtifactError, ConfigError
+from cuelight.errors import ArtifactError
 from cuelight.methods.base import Card, MethodConfig, PromptedLM
 from cuelight.prompts.conditioning import Condition, TextBatch
 from cuelight.tasks.text import Predictions
 from cuelight.training import ParamGroup
 
-_ADAPTER = "default"
 _PREFIX = "base_model.model."  # of PEFT's names for what a model holds
 _UNDERSTOOD = {
     *("peft_type", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "peft_version"),
@@ -73,71 +70,40 @@ class LoRA(PromptedLM):
 
     def __init__(self, backbone: Any, task: Any, config: Any) -> None:
         super().__init__(backbone, task, config)
-        targets: Any = None
+        targets = None
         if config.targets:
             targets = [part.strip() for part in config.targets.split(",") if part.strip()]
-        if (
-            targets is None
-            and backbone.model.config.model_type not in TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-        ):
-            targets = "all-linear"
-        self.peft_config = LoraConfig(
-            r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=targets
+        self.layers = LoRALayers(
+            backbone,
+            config.rank,
+            config.alpha,
+            dropout=config.dropout,
+            targets=targets,
+            seed=config.init_seed,
         )
-        self.seats = list(_make_layers(backbone.model, self.peft_config, config.init_seed))
-        for target in targets if isinstance(targets, list) else []:
-            if not any(path == target or path.endswith("." + target) for path, *_ in self.seats):
-                raise ConfigError(f"targets: no linear layer of {backbone.id} is called '{target}'")
-        for path, _, _, layer in self.seats:
-            if (
-                isinstance(layer.base_layer, nn.Embedding)
-                or layer.base_layer is backbone.model.get_output_embeddings()
-            ):
-                raise ConfigError(
-                    f"targets: '{path}' is an embedding or the head; choose linear layers inside the model"
-                )
-        # ParameterDict refuses dots in names; a slash keeps PEFT's names readable.
-        self.weights = nn.ParameterDict(
-            {
-                f"{path}.{name.replace(f'.{_ADAPTER}', '')}".replace(".", "/"): parameter
-                for path, _, _, layer in self.seats
-                for name, parameter in layer.named_parameters()
-                if name.startswith("lora_")
-            }
-        )
-        with torch.no_grad():  # they learn in float32 whatever the backbone's type
-            for parameter in self.weights.values():
-                parameter.data = parameter.data.float()
-                parameter.requires_grad_(True)
+        self.weights = nn.ParameterDict(self.layers.weights)
 
-    @contextlib.contextmanager
-    def _active(self) -> Iterator[None]:
-        """Inside, PEFT's layers stand in the backbone."""
-        for _, parent, name, layer in self.seats:
-            layer.lora_dropout.train(self.training)
-            setattr(parent, name, layer)
-        try:
-            yield
-        finally:
-            for _, parent, name, layer in self.seats:
-                setattr(parent, name, layer.base_layer)
+    @property
+    def tuned(self) -> Backbone:
+        """The backbone with the updates in its weights, a copy."""
+        return self.layers.merged()
 
     def condition(self, batch: TextBatch) -> Condition:
         return Condition()
 
     def loss(self, batch: TextBatch) -> Tensor:
-        with self._active():
+        with self.layers.active(self.training):
             return super().loss(batch)
 
     def predict(self, batch: TextBatch) -> Predictions:
-        with self._active():
+        with self.layers.active(self.training):
             return super().predict(batch)
 
     def groups(self) -> list[ParamGroup]:
         return [ParamGroup("lora", dict(self.weights.items()), lr=1e-3)]
 
     def to_peft(self) -> tuple[Any, dict[str, Tensor]]:
-        return copy.copy(self.peft_config), {
+        return copy.copy(self.layers.config), {
             _PREFIX + name.replace("/", "."): weight for name, weight in self.weights.items()
         }
 
@@ -174,29 +140,3 @@ class LoRA(PromptedLM):
             )
         method.restore({f"weights.{name}": tensor for name, tensor in weights.items()}, "PEFT adapter")
         return method
-
-
-def _make_layers(
-    model: nn.Module, config: LoraConfig, seed: int
-) -> Iterator[tuple[str, nn.Module, str, Any]]:
-    """PEFT's layers for ``model``: path, the module each belongs in, its name there, and the layer.
-
-    PEFT puts them into the model; they are taken out again, and the model is as before.
-    """
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            LoraModel(model, config, _ADAPTER)
-    except ValueError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"targets: {reason}; name linear layers of the model, or leave it out") from error
-    finally:
-        made = [(path, layer) for path, layer in model.named_modules() if isinstance(layer, LoraLayer)]
-        seats = []
-        for path, layer in made:
-            parent, _, name = path.rpartition(".")
-            seats.append((path, model.get_submodule(parent), name, layer))
-        for _, home, name, layer in seats:
-            setattr(home, name, layer.base_layer)
-        vars(model).pop("peft_config", None)
-    yield from seats
