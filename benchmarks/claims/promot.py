@@ -6,21 +6,25 @@ three seeds.  Held out, one example in the context: question types (trec), news 
 
     python -m benchmarks.claims.promot            # goes on where it was interrupted
 
-Arms: the pretrained model, full-finetuning, promot, and (sst2 only) prompt and model jointly.  Also the cosine between the gradients of true and of permuted answers at the pretrained weights,
-without a prompt and behind the learned one.
+Arms: the pretrained model, full-finetuning, promot, and (sst2 only) prompt and model jointly.  Also the cosine between the
+gradients of true and of permuted answers at the pretrained weights, without a prompt and behind the learned one.  Models are
+not kept, only their figures.
 """
 
 from __future__ import annotations
 
+import json
 import statistics
+from pathlib import Path
 from typing import Any
 
 import torch
 
 import cuelight
-from benchmarks.claims.grid import SEEDS, arguments_of, listed, spread, tuned, verdict
+from benchmarks.claims.grid import SEEDS, arguments_of, listed, spread, verdict
 from benchmarks.claims.iapt import rows as word_tasks
 from benchmarks.common import data_file, write_result
+from cuelight.cache import atomic_write
 from cuelight.evaluation.forgetting import format_rate, gradient_alignment
 from cuelight.prompts.conditioning import Condition
 
@@ -35,6 +39,7 @@ TEMPLATES = {
 WORDS = {"rte": {"entailment": "true", "not_entailment": "false"}}
 HELD_OUT = ("trec", "ag_news", "subj", "mrpc")
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "pretrained": ("zero-shot", {}),
     "full-finetuning": ("full-finetuning", {"learning_rate": 3e-4}),
     "promot": ("promot", {}),
     "jointly": ("promot", {"joint": True}),
@@ -48,11 +53,10 @@ def main() -> None:
 
     def run(method: str, name: str, seed: int, **options: Any) -> cuelight.Run:
         more = {"label_words": WORDS[name]} if name in WORDS else {}
-        return tuned(
-            given.folder,
+        return cuelight.tune(
             method,
-            data_file(f"text/{name}.parquet"),
-            seed,
+            data=data_file(f"text/{name}.parquet"),
+            seed=seed,
             backbone=host,
             template=TEMPLATES[name],
             max_train=600,
@@ -101,12 +105,12 @@ def main() -> None:
             "format_rate": format_rate(asked.predictions.answers, words),
         }
 
-    def alignment(found: cuelight.Run) -> tuple[float, float]:
+    def alignment(found: cuelight.Run, name: str) -> tuple[float, float]:
         """Cosines at the pretrained weights, without a prompt and behind the learned one, on 16 rows."""
         method = found.prompt.method
         start, weights = host.copy()
         splits = cuelight.data.read(
-            data_file("text/sst2.parquet"), max_train=16, max_test=10, max_validation=10
+            data_file(f"text/{name}.parquet"), max_train=16, max_test=10, max_validation=10
         )
         items = method.task.encode(splits.train)
         batch = method.task.collate(items)
@@ -123,46 +127,40 @@ def main() -> None:
 
         return cosine(Condition()), cosine(Condition(prompt=method.prompts[0].detach()))
 
+    def measured(arm: str, name: str, seed: int) -> dict[str, Any]:
+        """The figures of a run, made once."""
+        file = Path(given.folder) / f"{arm}-{name}-{seed}-{given.steps}.json"
+        if not file.exists():
+            method, options = ARMS[arm]
+            found = run(method, name, seed, **options)
+            words = list(found.prompt.method.task.words)
+            model = host if arm == "pretrained" else found.prompt.method.tuned
+            figures = {"target": found.metrics["accuracy"], **elsewhere(model, words, seed)}
+            if arm == "promot":
+                figures["cosine"] = alignment(found, name)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(file) as new:
+                new.write_text(json.dumps(figures))
+            print(arm, name, seed, figures, flush=True)
+        return json.loads(file.read_text())
+
     sets: dict[str, Any] = {}
     for name in given.only.split(",") if given.only else ("sst2", "rte"):
         arms: dict[str, Any] = {}
-        for arm, (method, options) in ARMS.items():
-            if name != "sst2" and arm not in ("full-finetuning", "promot"):
+        for arm in ARMS:
+            if name != "sst2" and arm == "jointly":
                 continue
-            figures, cosines = [], []
-            for seed in SEEDS:
-                found = run(method, name, seed, **options)
-                task = found.prompt.method.task
-                figures.append(
-                    {
-                        "target": found.metrics["accuracy"],
-                        **elsewhere(found.prompt.method.tuned, list(task.words), seed),
-                    }
-                )
-                if arm == "promot" and name == "sst2":
-                    cosines.append(alignment(found))
-            arms[arm] = {key: spread([f[key] for f in figures]) for key in FIGURES}
-            arms[arm]["tasks"] = {t: spread([f["tasks"][t] for f in figures]) for t in HELD_OUT}
-            if cosines:
+            runs = [measured(arm, name, seed) for seed in SEEDS]
+            arms[arm] = {key: spread([r[key] for r in runs]) for key in FIGURES}
+            arms[arm]["tasks"] = {t: spread([r["tasks"][t] for r in runs]) for t in HELD_OUT}
+            if arm == "promot":
                 arms[arm]["cosine"] = {
-                    "no prompt": spread([c[0] for c in cosines]),
-                    "learned prompt": spread([c[1] for c in cosines]),
+                    where: spread([r["cosine"][k] for r in runs])
+                    for k, where in enumerate(("no prompt", "learned prompt"))
                 }
-            print(name, arm, arms[arm], flush=True)
-        words = list(run("zero-shot", name, 0).prompt.method.task.words)
-        before = [
-            {"target": run("zero-shot", name, seed).metrics["accuracy"], **elsewhere(host, words, seed)}
-            for seed in SEEDS
-        ]
-        arms = {"pretrained": {key: spread([f[key] for f in before]) for key in FIGURES}, **arms}
         sets[name] = {"arms": arms}
     if not given.only:
-        result = {
-            "methods": ["promot"],
-            "sets": sets,
-            "together": together,
-            "summary": summary(sets, together),
-        }
+        result = {"methods": ["promot"], "sets": sets, "summary": summary(sets)}
         write_result("claims", "promot", "benchmarks.claims.promot", result)
 
 
