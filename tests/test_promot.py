@@ -14,6 +14,7 @@ from torch import Tensor
 import cuelight
 from cuelight.artifact import Prompt
 from cuelight.backbones.backbone import Backbone, load_backbone
+from cuelight.cli.main import run as cli
 from cuelight.errors import ArtifactError, ConfigError
 from cuelight.evaluation.forgetting import format_rate, gradient_alignment
 from cuelight.methods.base import Data, get_method
@@ -241,19 +242,119 @@ def test_the_model_can_be_given_to_other_methods(tmp_path: Path) -> None:
         Prompt(kind(host, method.task, kind.Config(length=2))).export_model(tmp_path / "none")
 
 
-def test_from_a_table_to_a_saved_model(tmp_path: Path) -> None:
-    data = tmp_path / "mine.csv"
-    data.write_text("text,label\n" + "\n".join(f"{r['text']},{('yes', 'no')[r['label']]}" for r in ROWS * 2))
+def test_a_solved_example_is_of_the_same_task_and_never_the_row_itself(tmp_path: Path) -> None:
+    other = tmp_path / "other.csv"
+    lines = [f"number {k} is {'even' if k % 2 == 0 else 'odd'},{('two', 'one')[k % 2]}" for k in range(24)]
+    other.write_text("text,label\n" + "\n".join(lines))
+    method = promot(tiny(), one_shot=True, also=str(other))
+    prepared(method)
+    for k, rows in enumerate(method._rows):
+        for task, item in rows:
+            assert task == k
+            seen = {tuple(method._drawn(task, item, fixed=False)) for _ in range(30)}
+            assert len(seen) > 3
+            for solved in seen:
+                assert tokenizer().decode(item.text).strip() not in tokenizer().decode(list(solved))
+                assert ("number" in tokenizer().decode(list(solved))) and (
+                    ("film" in tokenizer().decode(list(solved))) == (k == 0)
+                )
+    alone = promot(tiny(), one_shot=True)
+    one = Data(alone.task.encode(ROWS[:1]), [], ROWS)
+    with pytest.raises(ConfigError, match="one_shot: there is no other row"):
+        alone.prepare(one, 0)
+
+
+def test_several_tasks_all_learn(tmp_path: Path) -> None:
+    other = tmp_path / "other.csv"
+    other.write_text("text,label\n" + "\n".join(f"row {k},{'xy'[k % 2]}" for k in range(20)))
+    method = promot(tiny(), also=str(other), joint=True)
+    data, _ = prepared(method)
+    start = [p.detach().clone() for p in method.prompts]
+    run(method.stages(data), method)
+    assert all(not torch.equal(p, s) for p, s in zip(method.prompts, start, strict=True))
+    with pytest.raises(ConfigError, match="twice"):
+        promot(tiny(), also=f"{other},{other}")
+
+
+@pytest.mark.parametrize("name", ["llama", "t5"])
+def test_with_lora_the_model_is_the_backbone_and_its_updates(name: str, tmp_path: Path) -> None:
+    host = tiny(name)
+    before = {n: p.detach().clone() for n, p in host.model.named_parameters()}
+    method = promot(host, model="lora", rank=2)
+    data, items = prepared(method)
+    first, second = method.stages(data)
+    start = weights_of(method)
+    run([first], method)
+    assert all(torch.equal(w, start[n]) for n, w in weights_of(method).items())
+    prompt = method.prompts[0].detach().clone()
+    run([second], method, steps=6)
+    assert torch.equal(method.prompts[0].detach(), prompt)
+    assert any(not torch.equal(w, start[n]) for n, w in weights_of(method).items())
+    assert all(torch.equal(p, before[n]) for n, p in host.model.named_parameters())
+    assert method.trainable < sum(p.numel() for p in host.model.parameters()) / 2
+    # The exported model answers as the backbone with its updates does.
+    folder = Prompt(method).export_model(tmp_path / "model")
+    again = load_backbone(str(folder), progress=False)
+    task = TextTask(again, "classification", ("yes", "no"), config=method.task.config)
+    batch = method.task.collate(items)
+    torch.testing.assert_close(
+        task.predict(batch, Condition(prompt=prompt)).probabilities,
+        method.eval().predict(batch).probabilities,
+    )
+    assert not torch.allclose(scores(host, method, prompt), scores(again, method, prompt))
+
+
+def test_stopped_in_the_second_stage_and_run_again(tmp_path: Path) -> None:
+    """What was learned is the same, bit for bit."""
+
+    def learned(folder: Path, stop: int | None = None) -> Any:
+        method = promot(tiny(), one_shot=True)
+        data, _ = prepared(method)
+        stages = method.stages(data)
+        plain, seen = stages[1].loss, []
+
+        def loss(batch: Any) -> Tensor:
+            seen.append(1)
+            if len(seen) == stop:
+                raise OSError("stopped here")
+            return plain(batch)
+
+        stages[1].loss = loss
+        config = TrainConfig(steps=4, batch_size=4, keep="last", checkpoint_every=1)
+        train(stages, method, config, workdir=folder, progress=False)
+        assert folder.name == "whole" or len(seen) == 2  # it goes on at the third step
+        return method.state_dict()
+
+    whole = learned(tmp_path / "whole")
+    with pytest.raises(OSError, match="stopped here"):
+        learned(tmp_path / "cut", stop=3)
+    again = learned(tmp_path / "cut")
+    assert whole.keys() == again.keys() and all(torch.equal(whole[n], again[n]) for n in whole)
+
+
+def test_from_real_reviews_to_a_saved_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = cuelight.tune(
         "promot",
         backbone="minimind2-26m",
-        data=str(data),
+        data="film-reviews",
+        shots=4,
+        max_test=8,
+        max_validation=4,
+        max_length=64,
         steps=2,
         batch_size=2,
         one_shot=True,
+        model="lora",
         output=tmp_path / "run",
     )
     assert run.training is not None and run.training.steps == 4
     texts = ["a good film", "a bad film"]
     again = cuelight.load(tmp_path / "run").predict(texts, probabilities=True)
     assert again == run.prompt.predict(texts, probabilities=True)
+    assert cli(["export", str(tmp_path / "run"), str(tmp_path / "model"), "--as", "model"]) == 0
+    assert (
+        load_backbone(str(tmp_path / "model"), progress=False).fingerprint
+        != run.prompt.method.backbone.fingerprint
+    )
+    assert cli(["export", str(tmp_path / "run"), str(tmp_path / "adapter")]) == 2
+    assert "PEFT has no such method" in capsys.readouterr().err

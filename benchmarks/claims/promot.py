@@ -1,8 +1,9 @@
 """ProMoT's claim: at like accuracy on the target, fine-tuning behind a learned prompt forgets less than fine-tuning alone.
 
 flan-t5-small; targets sst2 and rte, 600 training rows, 25 steps of 8 for the prompt and 25 for the model (fine-tuning: 25),
-three seeds.  Held out, one example in the context: question types (trec), news (ag_news), subjectivity (subj), paraphrase
-(mrpc), 40 rows each; and the rate of answers in the target's words when short word tasks are asked (40 rows).
+three seeds.  Held out, 40 rows each: with one example in the context question types (trec), customer reviews (cr) and
+duplicate questions (qqp), on which this model is above chance; and five short word tasks (exact match), which also show the
+rate of answers in the target's words.
 
     python -m benchmarks.claims.promot            # goes on where it was interrupted
 
@@ -31,13 +32,12 @@ from cuelight.prompts.conditioning import Condition
 TEMPLATES = {
     "sst2": "Review: {text}\nIs it positive or negative?",
     "rte": "{text} question: {text_b} Is it true or false?",
-    "trec": "Question: {text}\nThe question asks for {options}:",
-    "ag_news": "News: {text}\nTopic ({options}):",
-    "subj": "{text}\nIs it subjective or objective?",
-    "mrpc": "{text} and {text_b}\nequivalent or not equivalent?",
+    "trec": "Question: {text}\nThe question asks for:",
+    "cr": "{text}\nIs this review positive or negative?",
+    "qqp": "Question 1: {text} Question 2: {text_b} Are they duplicates?",
 }
 WORDS = {"rte": {"entailment": "true", "not_entailment": "false"}}
-HELD_OUT = ("trec", "ag_news", "subj", "mrpc")
+HELD_OUT = ("trec", "cr", "qqp", "words")
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "pretrained": ("zero-shot", {}),
     "full-finetuning": ("full-finetuning", {"learning_rate": 3e-4}),
@@ -73,7 +73,7 @@ def main() -> None:
     def elsewhere(model: Any, words: list[str], seed: int) -> dict[str, Any]:
         """What a model does on tasks it was not tuned for."""
         scores = {}
-        for name in HELD_OUT:
+        for name in HELD_OUT[:3]:
             found = cuelight.tune(
                 "in-context",
                 backbone=model,
@@ -99,6 +99,7 @@ def main() -> None:
             seed=seed,
         )
         assert asked.predictions is not None
+        scores["words"] = asked.metrics["exact_match"]
         return {
             "tasks": scores,
             "held_out": statistics.mean(scores.values()),
@@ -121,7 +122,7 @@ def main() -> None:
 
         def cosine(condition: Condition) -> float:
             def loss(permuted: bool) -> torch.Tensor:
-                return method._answers(start, turned if permuted else batch, condition)
+                return method._loss(start, turned if permuted else batch, condition)
 
             return gradient_alignment(loss, weights)["all"]
 

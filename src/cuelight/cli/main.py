@@ -26,6 +26,7 @@ COMMANDS = {
     "compare": ("compare:compare", "Run several methods over several seeds; a table and a plot."),
     "predict": ("predict:predict", "Answer texts with what was learned."),
     "evaluate": ("predict:evaluate", "Measure what was learned on labelled rows."),
+    "export": ("export:export", "Write what was learned as a PEFT adapter or a fine-tuned model."),
     "serve": ("serve:serve", "Serve learned prompts on one backbone over HTTP."),
     "methods": ("lists:methods", "List the methods, or show one."),
     "backbones": ("lists:backbones", "List, fetch or remove the built-in backbones."),
