@@ -135,6 +135,10 @@ class ProMoT(PromptedLM):
             splits = read(
                 name, max_train=len(data.train), max_validation=max(1, len(data.validation)), seed=seed
             )
+            if "multilabel" in (splits.kind, self.task.kind):
+                raise ConfigError(
+                    f"also: {name} can not stand beside the target: several labels a row do not mix"
+                )
             options = build(TaskConfig, {"max_length": self.task.config.max_length})
             tasks.append(make_task(self.backbone, splits, options))
             train.append(tasks[k].encode(splits.train))
