@@ -162,8 +162,6 @@ class ProMoT(PromptedLM):
         items = [item for _, item in rows]
         if self._pools:
             items = [self._after(self._drawn(k, item, fixed), item) for k, item in rows]
-        if self.sources:  # several labels of one row are no table where tasks have different classes
-            items = [replace(item, labels=[]) for item in items]
         batch = self.task.collate(items)
         batch.extra["task"] = torch.tensor([k for k, _ in rows])
         return batch
