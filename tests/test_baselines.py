@@ -18,8 +18,10 @@ from cuelight.config import build, field_names
 from cuelight.data import DataSpec, read
 from cuelight.errors import BackboneError, ConfigError
 from cuelight.methods.base import Data, Method, all_cards, get_method, method_names
+from cuelight.methods.baselines import in_context
 from cuelight.prompts.conditioning import Condition, answer_logits, choice_scores, text_states
 from cuelight.prompts.initial import vocabulary_sample
+from cuelight.tasks import demonstrations
 from cuelight.tasks.text import TaskConfig, TextTask
 from cuelight.training import TrainConfig, train
 
@@ -315,8 +317,8 @@ def test_demonstrations_are_balanced_and_drawn_by_seed(minimind: Backbone) -> No
 def test_a_start_token_stands_once(minimind: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = prepared(minimind, 0, demonstrations=2)
     start = minimind.tokenizer.bos_token_id
-    kind = get_method("in-context")
-    monkeypatch.setattr(kind, "_start", [start])
+    for module in (demonstrations, in_context):
+        monkeypatch.setattr(module, "start_tokens", lambda _: [start])
     marked = make("in-context", minimind)
     marked._examples = plain._examples
     items = marked.task.encode(ROWS[:2])
