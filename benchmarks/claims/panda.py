@@ -6,8 +6,7 @@ steps of 16, three seeds, 250 test rows.  A source's prompt is learned once per 
     python -m benchmarks.claims.panda            # goes on where it was interrupted
 
 For every pair: vanilla transfer (pot) and panda.  For every target: the plain prompt, and as controls a teacher that
-learned the target without a source (self), and one that learned nothing (untrained); with the first source also a constant
-weight.  The metric is the cosine of task embeddings, its rival the cosine of the mean prompt vectors; both are ranked
+learned the target without a source (self), and one that learned nothing (untrained).  The metric is the cosine of task embeddings, its rival the cosine of the mean prompt vectors; both are ranked
 against the gain of vanilla transfer over the plain prompt (Spearman over the pairs, seeds averaged).
 """
 
@@ -98,13 +97,6 @@ def main() -> None:
                 "prompt cosine": statistics.mean(rival),
             }
             print(target, name, pairs[name], flush=True)
-            if name == SOURCES[0]:
-                constant = []
-                for seed in SEEDS:
-                    folder = source(name, seed, plain)
-                    again = run(target, seed, ours, source=folder, similarity="constant")
-                    constant.append(again.metrics["accuracy"])
-                arms[f"constant weight, {name}"] = spread(constant)
         sets[target] = {"arms": arms, "pairs": pairs}
         print(target, arms, flush=True)
     if not given.only:

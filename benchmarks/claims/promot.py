@@ -7,8 +7,7 @@ rate of answers in the target's words.
 
     python -m benchmarks.claims.promot            # goes on where it was interrupted
 
-Arms: the pretrained model, full-finetuning, promot, and (sst2 only) prompt and model jointly.  Also the cosine between the
-gradients of true and of permuted answers at the pretrained weights, without a prompt and behind the learned one.  Models are
+Arms: the pretrained model, full-finetuning, promot.  Also the cosine between the gradients of true and of permuted answers at the pretrained weights, without a prompt and behind the learned one.  Models are
 not kept, only their figures.
 """
 
@@ -42,7 +41,6 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "pretrained": ("zero-shot", {}),
     "full-finetuning": ("full-finetuning", {"learning_rate": 3e-4}),
     "promot": ("promot", {}),
-    "jointly": ("promot", {"joint": True}),
 }
 FIGURES = ("target", "held_out", "format_rate")
 
@@ -149,8 +147,6 @@ def main() -> None:
     for name in given.only.split(",") if given.only else ("sst2", "rte"):
         arms: dict[str, Any] = {}
         for arm in ARMS:
-            if name != "sst2" and arm == "jointly":
-                continue
             runs = [measured(arm, name, seed) for seed in SEEDS]
             arms[arm] = {key: spread([r[key] for r in runs]) for key in FIGURES}
             arms[arm]["tasks"] = {t: spread([r["tasks"][t] for r in runs]) for t in HELD_OUT}
