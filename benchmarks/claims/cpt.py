@@ -1,12 +1,13 @@
 """CPT's quality claim: above in-context learning with the same examples, and closer to what it trained on than free vectors.
 
-minimind2-26m (the page asks for 135 M and more, which takes hours on two cores); sentiment (sst2) and news topics (ag_news), 4 examples in the context, 8 training rows a class, 30 steps of
-4 rows, three seeds (a seed draws rows and examples), 150 test rows.
+minimind2-26m (the page asks for 135 M and more, which takes hours on two cores); sentiment (sst2) and news topics
+(ag_news), 4 examples in the context, 8 training rows a class, 30 steps of 4 rows, three seeds (a seed draws rows and
+examples), 150 test rows.
 
     python -m benchmarks.claims.cpt            # goes on where it was interrupted
 
-Arms: in-context; prompt tuning with as many steps (20 vectors); cpt; and cpt without balls, and with the training row's
-answer alone.
+Arms: in-context; prompt tuning with as many steps (20 vectors); cpt; and cpt without balls, and with the training
+row's answer alone.
 """
 
 from __future__ import annotations

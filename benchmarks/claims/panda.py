@@ -1,13 +1,14 @@
 """PANDA's claims: distilling from a transferred prompt beats starting from it, and the metric foresees which source helps.
 
 minilm-l6 (a text encoder of 22 M): sources sst2, qnli, subj, ag_news; targets mrpc, cola, trec; 600 training rows, 40
-steps of 16, three seeds, 250 test rows.  A source's prompt is learned once per seed and used for all targets.
+steps of 16, three seeds, 250 test rows. A source's prompt is learned once per seed and used for all targets.
 
     python -m benchmarks.claims.panda            # goes on where it was interrupted
 
-For every pair: vanilla transfer (pot) and panda.  For every target: the plain prompt, and as controls a teacher that
-learned the target without a source (self), and one that learned nothing (untrained).  The metric is the cosine of task embeddings, its rival the cosine of the mean prompt vectors; both are ranked
-against the gain of vanilla transfer over the plain prompt (Spearman over the pairs, seeds averaged).
+For every pair: vanilla transfer (pot) and panda. For every target: the plain prompt, and as controls a teacher that
+learned the target without a source (self), and one that learned nothing (untrained). The metric is the cosine of task
+embeddings, its rival the cosine of the mean prompt vectors; both are ranked against the gain of vanilla transfer over
+the plain prompt (Spearman over the pairs, seeds averaged).
 """
 
 from __future__ import annotations

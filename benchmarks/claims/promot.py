@@ -1,14 +1,15 @@
 """ProMoT's claim: at like accuracy on the target, fine-tuning behind a learned prompt forgets less than fine-tuning alone.
 
-flan-t5-small; targets sst2 and rte, 600 training rows, 25 steps of 8 for the prompt and 25 for the model (fine-tuning: 25),
-three seeds.  Held out, 40 rows each: with one example in the context question types (trec), customer reviews (cr) and
-duplicate questions (qqp), on which this model is above chance; and five short word tasks (exact match), which also show the
-rate of answers in the target's words.
+flan-t5-small; targets sst2 and rte, 600 training rows, 25 steps of 8 for the prompt and 25 for the model (fine-
+tuning: 25), three seeds. Held out, 40 rows each: with one example in the context question types (trec), customer
+reviews (cr) and duplicate questions (qqp), on which this model is above chance; and five short word tasks (exact
+match), which also show the rate of answers in the target's words.
 
     python -m benchmarks.claims.promot            # goes on where it was interrupted
 
-Arms: the pretrained model, full-finetuning, promot.  Also the cosine between the gradients of true and of permuted answers at the pretrained weights, without a prompt and behind the learned one.  Models are
-not kept, only their figures.
+Arms: the pretrained model, full-finetuning, promot. Also the cosine between the gradients of true and of permuted
+answers at the pretrained weights, without a prompt and behind the learned one. Models are not kept, only their
+figures.
 """
 
 from __future__ import annotations
