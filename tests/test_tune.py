@@ -149,7 +149,7 @@ def test_multilabel(minimind: Backbone, t5: Backbone) -> None:
         for answer in check(run, ["a stone", "clouds"]):
             assert isinstance(answer, list)
             assert set(answer) <= {"plant", "rock", "sky"}
-        assert {"micro_f1", "macro_f1", "subset_accuracy"} == run.metrics.keys()
+        assert {"micro_f1", "macro_f1", "subset_accuracy", "labels_per_row"} == run.metrics.keys()
 
 
 @pytest.mark.parametrize("name", ["zero-shot", "in-context", "linear-probe"])
