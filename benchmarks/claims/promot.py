@@ -7,9 +7,11 @@ match), which also show the rate of answers in the target's words.
 
     python -m benchmarks.claims.promot            # goes on where it was interrupted
 
-Arms: the pretrained model, full-finetuning, promot. Also the cosine between the gradients of true and of permuted
+Arms: the pretrained model, full-finetuning, promot, promot with a solved example before every text, and the paper's
+controls: prompt and model at once (joint), a random prompt. On sst2 also with rte beside it: fine-tuning on both, promot
+with its second stage mixed and one task after the other. Also the cosine between the gradients of true and of permuted
 answers at the pretrained weights, without a prompt and behind the learned one. Models are not kept, only their
-figures.
+figures. Rates are fixed, not searched.
 """
 
 from __future__ import annotations
@@ -42,7 +44,16 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "pretrained": ("zero-shot", {}),
     "full-finetuning": ("full-finetuning", {"learning_rate": 3e-4}),
     "promot": ("promot", {}),
+    "one-shot": ("promot", {"one_shot": True}),
+    "joint": ("promot", {"joint": True}),
+    "random": ("promot", {"random_prompt": True}),
 }
+SEVERAL: dict[str, tuple[str, dict[str, Any]]] = {
+    "both, full-finetuning": ("promot", {"random_prompt": True, "drop_prompt": True}),
+    "both, mixed": ("promot", {}),
+    "both, sequential": ("promot", {"mixing": "sequential"}),
+}
+"""Arms with rte beside sst2; two tasks have twice the steps."""
 FIGURES = ("target", "held_out", "format_rate")
 
 
@@ -129,9 +140,11 @@ def main() -> None:
 
     def measured(arm: str, name: str, seed: int) -> dict[str, Any]:
         """The figures of a run, made once."""
-        file = Path(given.folder) / f"{arm}-{name}-{seed}-{given.steps}.json"
+        file = Path(given.folder) / f"{arm.replace(', ', '-')}-{name}-{seed}-{given.steps}.json"
         if not file.exists():
-            method, options = ARMS[arm]
+            method, options = {**ARMS, **SEVERAL}[arm]
+            if arm in SEVERAL:
+                options = {**options, "also": data_file("text/rte.parquet"), "model_steps": 2 * given.steps}
             found = run(method, name, seed, **options)
             words = list(found.prompt.method.task.words)
             model = host if arm == "pretrained" else found.prompt.method.tuned
@@ -147,7 +160,7 @@ def main() -> None:
     sets: dict[str, Any] = {}
     for name in given.only.split(",") if given.only else ("sst2", "rte"):
         arms: dict[str, Any] = {}
-        for arm in ARMS:
+        for arm in [*ARMS, *(SEVERAL if name == "sst2" else ())]:
             runs = [measured(arm, name, seed) for seed in SEEDS]
             arms[arm] = {key: spread([r[key] for r in runs]) for key in FIGURES}
             arms[arm]["tasks"] = {t: spread([r["tasks"][t] for r in runs]) for t in HELD_OUT}
@@ -177,6 +190,20 @@ def summary(sets: dict[str, Any]) -> str:
             f"{verdict(ours['held_out']['mean'] > plain['held_out']['mean'])}; fewer answers in the wrong format "
             f"{verdict(ours['format_rate']['mean'] < plain['format_rate']['mean'])}.",
         ]
+        controls = {a: arms[a] for a in ("joint", "random") if a in arms}
+        if controls:
+            worse = all(
+                e["held_out"]["mean"] <= ours["held_out"]["mean"]
+                and e["format_rate"]["mean"] >= ours["format_rate"]["mean"]
+                for e in controls.values()
+            )
+            sentences.append(
+                f"Joint training and a random prompt forget no less than promot {verdict(worse)}."
+            )
+        if "both, mixed" in arms:
+            several, plain_both = arms["both, mixed"], arms["both, full-finetuning"]
+            kept = several["held_out"]["mean"] > plain_both["held_out"]["mean"]
+            sentences.append(f"With rte beside it, held-out tasks above fine-tuning on both {verdict(kept)}.")
         if "cosine" in ours:
             bare, behind = ours["cosine"]["no prompt"]["mean"], ours["cosine"]["learned prompt"]["mean"]
             sentences.append(
