@@ -66,13 +66,13 @@ class Prompt:
 
     def predict(
         self,
-        texts: Sequence[str | tuple[str, str]],
+        texts: Sequence[str | tuple[str, str] | Mapping[str, str]],
         *,
         probabilities: bool = False,
         batch_size: int = 32,
         progress: str | None = None,
     ) -> list[Any]:
-        """Answers for texts (or pairs of texts).
+        """Answers for texts, pairs of texts, or dictionaries with ``text`` (``text_b``) and the template's columns.
 
         Returns:
             Class names, lists of names (multilabel), or generated texts; with ``probabilities`` a dictionary
@@ -101,6 +101,19 @@ class Prompt:
     def row(self, place: int, text: Any) -> dict[str, str]:
         """What the task reads for one text or pair."""
         pairs = self.method.task.pairs
+        others = self.method.task.columns
+        if others and not isinstance(text, Mapping):
+            names = ", ".join(repr(name) for name in ("text", "text_b")[: 1 + pairs] + others)
+            raise DataError(
+                f"texts: number {place} is {_shown(text)}; give a dictionary with {names} for each"
+            )
+        if isinstance(text, Mapping):
+            missing = [
+                n for n in (*("text", "text_b")[: 1 + pairs], *others) if not isinstance(text.get(n), str)
+            ]
+            if missing:
+                raise DataError(f"texts: number {place} has no text '{missing[0]}'; give it")
+            return {n: text[n] for n in (*("text", "text_b")[: 1 + pairs], *others)}
         parts = [text] if isinstance(text, str) else list(text) if isinstance(text, tuple | list) else []
         if len(parts) != 1 + pairs or not all(isinstance(part, str) for part in parts):
             wanted = "a pair of strings" if pairs else "a string"
@@ -234,6 +247,7 @@ def load(
         pairs=spec["pairs"],
         config=options,
         frequencies=spec["frequencies"],
+        columns=spec.get("columns", ()),
     )
     method = kind(host, task, config)
     restore(method, card, path)

@@ -21,6 +21,7 @@ from cuelight.data import DataSpec, Splits
 from cuelight.errors import ArtifactError, ConfigError, CuelightError
 from cuelight.evaluation import tables
 from cuelight.methods.base import Method, get_method
+from cuelight.tasks.template import columns_of
 from cuelight.tasks.text import TaskConfig, make_task
 from cuelight.training import TrainConfig
 from cuelight.tuning import given_options, option_homes, read_rows, run_fingerprint, tune
@@ -154,6 +155,10 @@ def compare(
     plans = [_Plan(name, common, (options or {}).get(name, {})) for name in names]
     _check_names(names, common, options or {})
     shared = route({k: v for k, v in common.items() if k in field_names(DataSpec)}, [DataSpec])[0]
+
+    named = dict.fromkeys(name for plan in plans for name in columns_of(plan.task.template))
+    if named and not isinstance(data, Splits):
+        shared["columns"] = tuple(dict.fromkeys([*shared.get("columns", ()), *named]))
 
     def rows(seed: int) -> Splits:
         return read_rows(data, {**shared, "seed": seed})

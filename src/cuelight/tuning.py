@@ -21,6 +21,7 @@ from cuelight.errors import ConfigError, DataError
 from cuelight.evaluation.evaluate import evaluate
 from cuelight.evaluation.memory import PeakMemory
 from cuelight.methods.base import Data, Method, get_method
+from cuelight.tasks.template import columns_of
 from cuelight.tasks.text import Predictions, TaskConfig, TextTask, make_task
 from cuelight.training import Stage, TrainConfig, TrainResult, checkpoint, forget, train
 
@@ -105,6 +106,9 @@ def tune(
         own.setdefault("init_seed", train_config.seed)
     config = build(kind.Config, own)
     task_config = build(TaskConfig, task_options)
+    named = columns_of(task_config.template)
+    if named and not isinstance(data, Splits):
+        data_options["columns"] = tuple(dict.fromkeys([*data_options.get("columns", ()), *named]))
     splits = read_rows(data, data_options)
     if on_report:
         on_report(splits.report.lines())

@@ -147,6 +147,7 @@ def _evaluate(ctx: click.Context, **params: Any) -> None:
         recorded["classes"] = tuple(task["classes"])
     if params["split"] == "all":
         recorded["deduplicate"] = False
+    recorded["columns"] = tuple(task.get("columns", ()))
     splits = read(params["data"], **{"task": task["kind"], **recorded, **options})
     pairs = "text_b" in splits.train.column_names
     if pairs != task["pairs"]:
@@ -257,6 +258,14 @@ def _from_source(prompt: Prompt, params: dict[str, Any]) -> tuple[list[dict[str,
         {str(k): None if not isinstance(v, str) and is_missing(v) else v for k, v in row.items()}
         for row in frame.to_dict("records")
     ]
+    if others := prompt.method.task.columns:
+        for name in others:
+            if name not in frame.columns:
+                raise DataError(f"{source.name}: has no column '{name}', which the template names; add it")
+        texts = [dict(zip(("text", "text_b"), row, strict=False)) for row in zip(*columns, strict=True)]
+        return rows, [
+            {**row, **{n: row[n] for n in others}, **text} for row, text in zip(rows, texts, strict=True)
+        ]
     return rows, list(zip(*columns, strict=True)) if pairs else columns[0]
 
 

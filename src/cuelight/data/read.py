@@ -29,7 +29,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Splits", "read"]
 
-_ROW, _SPLIT = "\x00row", "\x00split"  # beside the user's columns, under names nobody gives
+_ROW, _SPLIT, _OTHER = (
+    "\x00row",
+    "\x00split",
+    "\x00column ",
+)  # beside the user's columns, under names nobody gives
 _TEST_SHARE, _VALIDATION_SHARE = 0.2, 0.1
 _ANSWER: dict[str, str] = {"classification": "label", "multilabel": "labels", "generation": "targets"}
 
@@ -175,7 +179,13 @@ def _normalise(
                 raise DataError(
                     f"{origin.name}: {role} has no column '{columns[use]}', which train has: rename it"
                 )
-    wanted = list(dict.fromkeys(choice.column for choice in columns.choices.values()))
+    for role, part in parts.items():
+        for name in spec.columns:
+            if name not in part.columns:
+                raise DataError(
+                    f"{origin.name}: {role} has no column '{name}'{nearest(name, list(map(str, part.columns)))}"
+                )
+    wanted = list(dict.fromkeys([*(choice.column for choice in columns.choices.values()), *spec.columns]))
     every = pd.concat(
         [part.reindex(columns=[*wanted, _ROW]).assign(**{_SPLIT: role}) for role, part in parts.items()]
     )
@@ -184,6 +194,8 @@ def _normalise(
     for use in ("text", "text_b"):
         if use in columns:
             rows[use] = [cell_text(value, columns[use], origin.name) for value in every[columns[use]]]
+    for name in spec.columns:
+        rows[_OTHER + name] = [_shown(value, name, origin.name) for value in every[name]]
     empty = rows["text"].str.strip() == ""
     if "text_b" in columns and columns.kind != "generation":
         empty |= rows["text_b"].str.strip() == ""
@@ -215,6 +227,11 @@ def _normalise(
             f"{origin.name} has no usable training row ({counts or 'no rows'}): check the columns"
         )
     return rows, classes
+
+
+def _shown(value: Any, column: str, source: str) -> str:
+    """A cell of another column as text; several values with spaces between them."""
+    return " ".join(map(str, value)) if is_list(value) else cell_text(value, column, source)
 
 
 def _targets(value: Any, column: str) -> list[str] | None:
@@ -449,7 +466,8 @@ def _fingerprint(kind: str, classes: tuple[str, ...], frames: dict[str, pd.DataF
 
 
 def _records(frame: pd.DataFrame, kind: str) -> Iterator[list[Any]]:
-    names = [name for name in ("text", "text_b", _ANSWER[kind]) if name in frame.columns]
+    others = [name for name in frame.columns if str(name).startswith(_OTHER)]
+    names = [name for name in ("text", "text_b", _ANSWER[kind], *others) if name in frame.columns]
     return map(list, zip(*(frame[name].tolist() for name in names), strict=True))
 
 
@@ -467,4 +485,8 @@ def _to_dataset(frame: pd.DataFrame, kind: str, classes: tuple[str, ...]) -> dat
     }[answer]
     types["row"] = datasets.Value("int64")
     columns = {name: frame[name].tolist() for name in types}
+    for name in frame.columns:
+        if str(name).startswith(_OTHER):
+            types[name.removeprefix(_OTHER)] = datasets.Value("string")
+            columns[name.removeprefix(_OTHER)] = frame[name].tolist()
     return datasets.Dataset.from_dict(columns, features=datasets.Features(types))

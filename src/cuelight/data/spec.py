@@ -22,6 +22,7 @@ class DataSpec:
     """How to read a source; what is left at ``None`` is guessed from the data and said in the report.
 
     text, text_b, label, target: names of columns (``target`` is what a generation task should answer).
+    columns: other columns to keep, as text; those that a template names are kept without saying so.
     task: ``classification``, ``multilabel`` or ``generation``.
     train_split, validation_split, test_split: names of splits, or values of a ``split`` column.
     shots: training rows per class (rows in all for generation), drawn with ``seed``.
@@ -38,6 +39,7 @@ class DataSpec:
 
     text: str | None = None
     text_b: str | None = None
+    columns: tuple[str, ...] = ()
     label: str | None = None
     target: str | None = None
     task: Kind | None = None
@@ -89,6 +91,9 @@ class DataSpec:
                 f"label_names={self.label_names!r} should map labels to names: give {{0: 'bad', 1: 'good'}}, "
                 "in the shell 0=bad,1=good"
             )
+        if isinstance(self.columns, str):
+            raise ConfigError(f"columns={self.columns!r} should be names: give a list, in the shell a,b")
+        object.__setattr__(self, "columns", tuple(self.columns))
         if self.classes is not None:
             if isinstance(self.classes, str | Mapping | Set) or not isinstance(self.classes, Iterable):
                 raise ConfigError(

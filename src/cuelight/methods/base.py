@@ -86,10 +86,22 @@ class Method(nn.Module):
     card: ClassVar[Card]
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     training_defaults: ClassVar[Mapping[str, Any]] = {}
+    learns_template: ClassVar[bool] = False
+    """Whether it learns the soft words of a template."""
+    verbalizes: ClassVar[bool] = False
+    """Whether a class may have several label words."""
 
     def __init__(self, backbone: Backbone, task: TextTask, config: Any) -> None:
         super().__init__()
         self.check(backbone, task.kind)
+        if task.soft_start and not self.learns_template:
+            raise ConfigError(
+                f"template: {{soft}} words are learned by methods with a verbalizer (cloze), not by {self.card.name}"
+            )
+        if not self.verbalizes and any(len(words) > 1 for words in task.word_lists):
+            raise ConfigError(
+                f"label_words: {self.card.name} takes one word a class; methods with a verbalizer (cloze) take several"
+            )
         self.backbone, self.task, self.config = backbone, task, config
 
     @classmethod
@@ -215,14 +227,7 @@ class PromptedLM(Method):
     """A method that conditions a frozen language model and learns by its answers' likelihood.
 
     A subclass says `condition`; scoring, generating and the loss are the task's.
-
-    Raises:
-        ConfigError: label words that the backbone can not answer with.
     """
-
-    def __init__(self, backbone: Backbone, task: TextTask, config: Any) -> None:
-        super().__init__(backbone, task, config)
-        _ = task.choices  # refused now, not when training begins
 
     only_conditions: ClassVar[bool] = True
     """Whether all that is learned is in `condition`, so that rows of other prompts may stand in the same batch."""

@@ -31,7 +31,7 @@ from cuelight.backbones.backbone import Backbone
 from cuelight.errors import BackboneError
 from cuelight.prompts.attention import attend_to_prefix
 from cuelight.prompts.lines import share_lines
-from cuelight.prompts.slots import overwrite_states, per_row
+from cuelight.prompts.slots import fill_text_slots, overwrite_states, per_row
 
 __all__ = [
     "Condition",
@@ -47,6 +47,7 @@ __all__ = [
     "pack",
     "prompt_logits",
     "self_attention_cache",
+    "slot",
     "some_rows",
     "takes_positions",
     "text_states",
@@ -72,6 +73,7 @@ class Condition:
             function that makes ``[batch, slots, width]`` of the text's states (see `DeepPrompt`).  It never
             sees an answer: answers are no text.
         offset: ``[positions, width]``, added to the embedding of the i-th text token (not to answers).
+        soft: ``[vectors, width]``, what stands at the slots a template has inside the text (ids below 0).
         keys_values: a key/value prefix for the self-attention (of the decoder, where there is one): per
             layer a pair of ``[1, heads, slots, head width]``.  In a causal model the prompt stands behind it.
         rows: one condition per row, instead of all the above: a batch of many prompts.  The rows whose
@@ -84,6 +86,7 @@ class Condition:
     prompt: Tensor | None = None
     deep: Mapping[int, DeepPrompt] = field(default_factory=dict)
     offset: Tensor | None = None
+    soft: Tensor | None = None
     keys_values: Sequence[tuple[Tensor, Tensor]] | None = None
     rows: Sequence[Condition] | None = None
     _prefix: DynamicCache | None = field(default=None, repr=False)
@@ -130,7 +133,8 @@ class Condition:
 class TextBatch:
     """Token ids of a batch: texts ``[B, T]``, and for training the answers ``[B, A]``, each with a 0/1 mask.
 
-    ``extra`` carries what a task or method wants besides (labels, weights, raw examples).
+    ``extra`` carries what a task or method wants besides (labels, weights, raw examples); ``lead`` is what a decoder
+    says before every answer (T5's sentinel).
     """
 
     text: Tensor
@@ -138,6 +142,7 @@ class TextBatch:
     answer: Tensor | None = None
     answer_mask: Tensor | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    lead: Sequence[int] = ()
 
     def __len__(self) -> int:
         return self.text.shape[0]
@@ -154,6 +159,7 @@ class TextBatch:
             move(self.answer),
             move(self.answer_mask),
             {k: move(v) for k, v in self.extra.items()},
+            self.lead,
         )
 
 
@@ -180,12 +186,14 @@ def answer_logits(backbone: Backbone, batch: TextBatch, condition: Condition) ->
     targets = batch.answer[rows, steps]
     if backbone.kind == "seq2seq":
         encoded, mask = _encode(backbone, batch, condition)
-        return _decode(backbone, encoded, mask, batch.answer, rows, steps, condition), targets
+        return _decode(
+            backbone, encoded, mask, batch.answer, rows, steps, condition, lead=batch.lead
+        ), targets
     lengths = batch.text_mask.sum(1)
     if backbone.kind == "masked":
-        ids, mask = pack(batch.text, batch.text_mask)
-        columns = _mask_columns(backbone, ids)[rows, steps]
-        return _run(backbone, ids, mask, lengths, condition, rows, columns)[0], targets
+        ids, mask = _with_masks(backbone, batch, batch.answer_mask.sum(1))
+        columns = _mask_columns(backbone, ids)[rows] + steps
+        return _run(backbone, ids, mask, mask.sum(1), condition, rows, columns)[0], targets
     ids, mask = pack(
         torch.cat([batch.text, batch.answer], 1), torch.cat([batch.text_mask, batch.answer_mask], 1)
     )
@@ -198,10 +206,11 @@ def choice_scores(
     """Log-likelihood of each choice as the answer, ``[B, C]``, up to a constant of each row.
 
     ``choices`` are token ids.  When every choice is one token, one pass scores just those ids; longer ones go
-    on from the text's cached keys and values (or the encoder's states), never through the text again.
+    on from the text's cached keys and values (or the encoder's states), never through the text again.  A masked
+    model reads the text once for every length of choices, with as many masks, all unfilled.
 
     Raises:
-        BackboneError: choices of several tokens for a masked model, or rows longer than its positions.
+        BackboneError: rows longer than the backbone has positions for.
     """
     first = torch.tensor([c[0] for c in choices], device=batch.text.device)
     everyone = torch.arange(len(batch), device=batch.text.device)
@@ -210,23 +219,47 @@ def choice_scores(
         encoded, mask = _encode(backbone, batch, condition)
         if short:
             start, unread = torch.zeros_like(everyone), first[:1].expand(len(batch), 1)
-            return _decode(backbone, encoded, mask, unread, everyone, start, condition, first)
-        return _sequence_scores_seq2seq(backbone, encoded, mask, choices, condition)
+            return _decode(
+                backbone, encoded, mask, unread, everyone, start, condition, first, lead=batch.lead
+            )
+        return _sequence_scores_seq2seq(backbone, encoded, mask, choices, condition, batch.lead)
+    if backbone.kind == "masked" and not short:
+        return _sequence_scores_masked(backbone, batch, condition, choices)
     ids, mask = pack(batch.text, batch.text_mask)
     lengths = mask.sum(1)
     if backbone.kind == "masked":
-        if not short:
-            raise BackboneError(
-                f"backbone {backbone.id}: a masked LM scores one-token choices here; give one-token "
-                f"label words"
-            )
-        columns = _mask_columns(backbone, ids)[:, 0]
+        columns = _mask_columns(backbone, ids)
         return _run(backbone, ids, mask, lengths, condition, everyone, columns, first)[0]
     if short:
         return _run(backbone, ids, mask, lengths, condition, everyone, lengths - 1, first)[0]
     extra = max(len(c) for c in choices) - 1
     logits, cache, seen = _run(backbone, ids, mask, lengths, condition, everyone, lengths - 1, extra=extra)
     return _sequence_scores_causal(backbone, logits, cache, seen, choices)
+
+
+def slot(
+    backbone: Backbone, batch: TextBatch, condition: Condition, vocabulary: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """What the language-model head reads and says where the answer begins.
+
+    Returns:
+        ``[B, width]``, what enters the matrix of word scores (behind a masked model's transform, and T5's
+        scaling); and the scores of the ids in ``vocabulary``, ``[B, len(vocabulary)]``.
+
+    Raises:
+        BackboneError: rows longer than the backbone has positions for.
+    """
+    read: list[Tensor] = []
+
+    def keep(_: Any, entered: tuple[Tensor, ...], __: Any) -> None:
+        read.append(entered[0])
+
+    hook = backbone.model.get_output_embeddings().register_forward_hook(keep)
+    try:
+        scores = choice_scores(backbone, batch, condition, [[token] for token in vocabulary])
+    finally:
+        hook.remove()
+    return read[-1], scores
 
 
 @torch.no_grad()
@@ -281,6 +314,8 @@ def generate(
         # Ids stand for what is cached already; only their number matters.
         given = 1 + (0 if cache is None else cache.get_seq_length())
         start = torch.full((len(batch), given), _decoder_start(backbone), device=mask.device)
+        start = torch.cat([start, _lead(batch.lead, start)], 1)
+        given = start.shape[1]
         if cache is not None:
             options |= {
                 "past_key_values": cache,
@@ -348,7 +383,9 @@ def answer_states(backbone: Backbone, batch: TextBatch, condition: Condition) ->
     if backbone.kind == "seq2seq":
         encoded, mask = _encode(backbone, batch, condition)
         unread = batch.text.new_zeros(len(batch), 1)
-        return _decode(backbone, encoded, mask, unread, everyone, everyone * 0, condition, states=True)
+        return _decode(
+            backbone, encoded, mask, unread, everyone, everyone * 0, condition, states=True, lead=batch.lead
+        )
     ids, mask = pack(batch.text, batch.text_mask)
     lengths = mask.sum(1)
     columns = lengths - 1 if backbone.kind == "causal" else everyone * 0
@@ -521,14 +558,22 @@ def _made(prompt: Callable[[Tensor, Tensor], Tensor], is_text: Tensor, states: T
 
 def _embed(backbone: Backbone, ids: Tensor, lengths: Tensor, condition: Condition) -> Tensor:
     """Embeddings of packed ``ids``, whose first ``lengths [B]`` columns are text, each with its offset."""
-    embeddings = backbone.embed(ids)
     if condition.rows is None:
-        return _offset(embeddings, condition, lengths)
+        return _offset(_looked_up(backbone, ids, condition), condition, lengths)
+    embeddings = backbone.embed(ids.clamp(min=0))
     for given, places in condition.groups(len(ids), ids.device):
-        if given.offset is not None:
-            changed = _offset(embeddings[places], given, lengths[places])
-            embeddings = embeddings.index_copy(0, places, changed)
+        if given.offset is not None or given.soft is not None:
+            own = _looked_up(backbone, ids[places], given)
+            embeddings = embeddings.index_copy(0, places, _offset(own, given, lengths[places]))
     return embeddings
+
+
+def _looked_up(backbone: Backbone, ids: Tensor, condition: Condition) -> Tensor:
+    """Embeddings of ``ids``, the condition's own vectors at the slots."""
+    if condition.soft is None:
+        return backbone.embed(ids)
+    with fill_text_slots(backbone.tower, condition.soft):
+        return backbone.embed(ids)
 
 
 def _offset(embeddings: Tensor, condition: Condition, lengths: Tensor) -> Tensor:
@@ -641,9 +686,9 @@ def _prefixes(backbone: Backbone, condition: Condition, batch: int) -> tuple[Dyn
 
 
 def _unread(condition: Condition) -> Condition:
-    """What is still to be put before the text once a causal model has read what rows share."""
+    """What is still to be put before and into the text once a causal model has read what rows share."""
     if condition.rows is None:
-        return Condition(offset=condition.offset) if condition.shared else condition
+        return Condition(offset=condition.offset, soft=condition.soft) if condition.shared else condition
     left: dict[int, Condition] = {}
     return Condition(rows=[left.setdefault(id(given), _unread(given)) for given in condition.rows])
 
@@ -745,10 +790,12 @@ def _decode(
     vocabulary: Tensor | None = None,
     *,
     states: bool = False,
+    lead: Sequence[int] = (),
 ) -> Tensor:
     """Decoder scores for ``answer [B, A]`` at ``(rows, steps)``, or its last layer's ``states`` there."""
     start = answer.new_full((answer.shape[0], 1), _decoder_start(backbone))
-    inputs = torch.cat([start, answer[:, :-1]], 1)
+    inputs = torch.cat([start, _lead(lead, answer), answer[:, :-1]], 1)
+    steps = steps + len(lead)
     options: dict[str, Any] = {"use_cache": False}
     cache = _decoder_cache(backbone, condition, answer.shape[0])
     if cache is not None:
@@ -772,8 +819,49 @@ def _decode(
         ).logits
 
 
+def _lead(lead: Sequence[int], ids: Tensor) -> Tensor:
+    """What is said before every answer, a row for each of ``ids [B, ...]``."""
+    return torch.tensor(lead, dtype=ids.dtype, device=ids.device).expand(len(ids), -1)
+
+
+def _with_masks(backbone: Backbone, batch: TextBatch, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Packed texts whose mask stands ``counts [B]`` times in a row, and their mask."""
+    ids, mask = pack(batch.text, batch.text_mask)
+    if int(counts.max()) <= 1:
+        return ids, mask
+    repeats = torch.ones_like(ids).scatter(1, _mask_columns(backbone, ids)[:, None], counts[:, None])
+    rows = [row.repeat_interleave(times) for row, times in zip(ids, repeats, strict=True)]
+    real = [row.repeat_interleave(times) for row, times in zip(mask, repeats, strict=True)]
+    return pack(pad_sequence(rows, batch_first=True), pad_sequence(real, batch_first=True))
+
+
+def _sequence_scores_masked(
+    backbone: Backbone, batch: TextBatch, condition: Condition, choices: Sequence[Sequence[int]]
+) -> Tensor:
+    """Sum of the log-probabilities of a choice's tokens, each at its own mask."""
+    total = torch.zeros(len(batch), len(choices), device=batch.text.device)
+    for length in sorted({len(choice) for choice in choices}):
+        places = [k for k, choice in enumerate(choices) if len(choice) == length]
+        ids, mask = _with_masks(backbone, batch, torch.full_like(batch.text[:, 0], length))
+        rows = torch.arange(len(batch), device=ids.device).repeat_interleave(length)
+        columns = _mask_columns(backbone, ids)[rows] + torch.arange(length, device=ids.device).repeat(
+            len(batch)
+        )
+        logits = _run(backbone, ids, mask, mask.sum(1), condition, rows, columns)[0]
+        table = logits.float().log_softmax(-1).view(len(batch), length, -1)
+        wanted = torch.tensor([choices[k] for k in places], device=ids.device)
+        found = table[:, torch.arange(length, device=ids.device), wanted].sum(-1)
+        total = total.index_copy(1, torch.tensor(places, device=ids.device), found)
+    return total
+
+
 def _sequence_scores_seq2seq(
-    backbone: Backbone, encoded: Tensor, mask: Tensor, choices: Sequence[Sequence[int]], condition: Condition
+    backbone: Backbone,
+    encoded: Tensor,
+    mask: Tensor,
+    choices: Sequence[Sequence[int]],
+    condition: Condition,
+    lead: Sequence[int] = (),
 ) -> Tensor:
     batch, longest = encoded.shape[0], max(len(c) for c in choices)
     scores = []
@@ -787,7 +875,7 @@ def _sequence_scores_seq2seq(
         rows, steps = torch.nonzero(real.repeat(batch, 1), as_tuple=True)
         answers = ids.repeat(batch, 1)
         many, seen = (x.repeat_interleave(len(part), 0) for x in (encoded, mask))
-        logits = _decode(backbone, many, seen, answers, rows, steps, condition)
+        logits = _decode(backbone, many, seen, answers, rows, steps, condition, lead=lead)
         values = _log_likelihood(logits, answers[rows, steps])
         scores.append(_sum_by_row(values, rows, batch * len(part)).view(batch, -1))
     return torch.cat(scores, 1)
@@ -844,8 +932,8 @@ def _sum_by_row(values: Tensor, rows: Tensor, count: int) -> Tensor:
 
 
 def _mask_columns(backbone: Backbone, ids: Tensor) -> Tensor:
-    """Columns of the mask tokens in packed ``ids``, ``[B, masks]``."""
-    return torch.nonzero(ids == backbone.tokenizer.mask_token_id, as_tuple=True)[1].view(len(ids), -1)
+    """The column of the (first) mask in each row of packed ``ids``, ``[B]``."""
+    return (ids == backbone.tokenizer.mask_token_id).int().argmax(1)
 
 
 def end_ids(backbone: Backbone) -> list[int]:

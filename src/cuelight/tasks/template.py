@@ -1,21 +1,73 @@
 """Templates: how a row of data becomes the text a model reads.
 
-A template is a line with fields, ``Review: {text}\\nSentiment:``.  Fields are ``{text}``, ``{text_b}``
-(pairs), ``{options}`` (the label words, separated by commas) and, for masked language models, ``{mask}``
-where the answer belongs.  The answer of a causal or encoder-decoder model always follows the template.
+A template is a line with fields, ``Review: {text}\\nSentiment:``.
+
+``{text}``, ``{text_b}``
+    the row's text, and for pairs its second one; any other name is a column of the data.
+``{options}``
+    the label words, separated by commas.
+``{mask}``
+    the slot, where the answer belongs.  Masked models need it.  The answer of a causal model follows the
+    template, so there it may only stand last.  In an encoder-decoder model it is T5's sentinel, in the text and
+    before the answer; without it the answer is the decoder's first word, as instruction-tuned models want it.
+``{soft:go to}``, ``{soft}``, ``{soft*5}``
+    learned vectors: as many as the words have tokens, starting as those, or one, or five, starting at random.
+    ``{soft.name:go to}`` and later ``{soft.name}`` share theirs.
+
+A template that begins with ``{# jinja #}`` is Jinja instead, with the same names as variables (PromptSource's
+templates work: what follows their ``|||`` is the answer, which the label words say here).  ``@file`` takes the
+template from a file, from ``*.jinja`` as Jinja.
 """
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 from cuelight.backbones.backbone import Kind
-from cuelight.errors import ConfigError
+from cuelight.errors import ConfigError, nearest
 
-__all__ = ["check_template", "default_template", "render"]
+__all__ = [
+    "Soft",
+    "Span",
+    "check_template",
+    "columns_of",
+    "default_template",
+    "has_slot",
+    "read_template",
+    "render",
+    "soft_parts",
+    "split_marks",
+]
 
 _FIELDS = ("text", "text_b", "options", "mask")
+_JINJA = "{# jinja #}"
+_SOFT = re.compile(r"soft(?:\*(?P<count>[0-9]+))?(?:\.(?P<name>\w+))?")
+_OPEN, _CLOSE, _FIRST = "\ue002", "\ue003", 0xE100  # private use: no text has them
+_STAND_IN = "."
+"""What a soft part without words is while the text is split into tokens."""
+
+
+@dataclass(frozen=True)
+class Soft:
+    """Learned vectors in a template: ``count`` of them, or as many as ``words`` have tokens."""
+
+    words: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where soft part ``part`` stands in a rendered text, in characters."""
+
+    start: int
+    end: int
+    part: int
 
 
 def default_template(kind: Kind, task: str, pairs: bool) -> str:
@@ -31,43 +83,202 @@ def default_template(kind: Kind, task: str, pairs: bool) -> str:
     return text + ("\nLabels:" if task == "multilabel" else "\nLabel:")
 
 
-def check_template(template: str, kind: Kind, pairs: bool) -> str:
-    """``template`` if it fits, with the escapes of a shell (``\\n``) resolved.
+def read_template(template: str) -> str:
+    """``template``, or what the file of ``@file`` holds, without the line's end.
+
+    Raises:
+        ConfigError: the file can not be read.
+    """
+    if not template.startswith("@"):
+        return template
+    file = Path(template[1:]).expanduser()
+    try:
+        found = file.read_text(encoding="utf-8").rstrip("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "not UTF-8 text"
+        raise ConfigError(f"template: {file} can not be read ({reason}); give a text file") from error
+    jinja = file.suffix in (".jinja", ".jinja2", ".j2") and not found.startswith(_JINJA)
+    return _JINJA + found if jinja else found
+
+
+def columns_of(template: str | None) -> tuple[str, ...]:
+    """The columns that ``template`` takes from the data besides the texts.
+
+    Raises:
+        ConfigError: a template that can not be parsed.
+    """
+    names = _names(read_template(template or ""))
+    own = {*_FIELDS, "answer_choices", "label"}
+    return tuple(dict.fromkeys(n for n in names if n not in own and not _SOFT.fullmatch(n)))
+
+
+def check_template(template: str, kind: Kind, pairs: bool, columns: tuple[str, ...] | None = ()) -> str:
+    """``template`` if it fits, with the escapes of a shell (``\\n``) resolved and files read.
+
+    ``columns`` are the other columns of the data (None: not known, any will do).
 
     Raises:
         ConfigError: an unknown or missing field, a brace out of place, or text behind the answer's place.
     """
-    template = template.replace("\\n", "\n").replace("\\t", "\t")
+    template = read_template(template)
+    if not template.startswith(_JINJA):
+        template = template.replace("\\n", "\n").replace("\\t", "\t")
+    names = _names(template)
+    jinja = template.startswith(_JINJA)
+    for name in names:
+        if name in _FIELDS or _SOFT.fullmatch(name) or (jinja and name in ("answer_choices", "label")):
+            continue
+        if columns is not None and name not in columns:
+            allowed = ", ".join("{" + f + "}" for f in (*_FIELDS, "soft"))
+            more = nearest(name, (*_FIELDS, *columns)) if columns else ""
+            raise ConfigError(f"template: '{{{name}}}' is no field and no column{more}; use {allowed}")
+    if "text" not in names and (columns is not None and not set(columns) & set(names)):
+        raise ConfigError("template: has no {text}; put it where the text belongs")
+    if "text_b" in names and not pairs:
+        raise ConfigError(
+            "template: has {text_b} but the data has one text column; give --text-b or drop the field"
+        )
+    slots = names.count("mask")
+    if kind == "masked" and slots != 1 and not (jinja and slots):
+        raise ConfigError(
+            "template: a masked language model needs exactly one {mask}, where the answer belongs"
+        )
+    if kind == "causal" and slots:
+        rest = template.rstrip()
+        if slots > 1 or not rest.endswith("}") or not (jinja or rest.endswith("{mask}")):
+            raise ConfigError(
+                "template: a causal model answers behind the text; put {mask} last or leave it out"
+            )
+        template = rest if jinja else rest[: -len("{mask}")]
+    if kind == "seq2seq" and slots > 1:
+        raise ConfigError("template: has {mask} twice; the answer has one place")
+    if kind not in ("causal", "seq2seq", "masked") and slots:
+        raise ConfigError(f"template: {{mask}} is for language models; a {kind} model has no slot")
+    soft_parts(template)
+    return template if kind in ("masked", "text-encoder") else template.rstrip(" ")
+
+
+def has_slot(template: str) -> bool:
+    """Whether ``template`` says where the answer belongs."""
+    return "mask" in _names(template)
+
+
+def render(template: str, values: Mapping[str, str], *, marks: bool = False) -> str:
+    """Fill the fields of ``template``; braces inside the values stay as they are.
+
+    With ``marks`` soft parts stand between signs that `split_marks` finds again, else as their words.
+    """
+    if template.startswith(_JINJA):
+        given = {**values, "answer_choices": values.get("options", "").split(", "), "label": 0}
+        return _jinja(template).render(given).partition("|||")[0].rstrip(" \n")
+    out, parts = [], 0
+    known = soft_parts(template)
+    places: dict[str, int] = {}
+    for literal, name, _ in _pieces(template):
+        out.append(literal)
+        if name is None:
+            continue
+        found = _SOFT.fullmatch(name)
+        if found is None:
+            out.append(values[name])
+            continue
+        place = places.get(found["name"] or "")
+        if place is None:
+            place, parts = parts, parts + 1
+            if found["name"]:
+                places[found["name"]] = place
+        words = known[place].words or _STAND_IN
+        out.append(f"{_OPEN}{chr(_FIRST + place)}{words}{_CLOSE}" if marks else words)
+    return "".join(out)
+
+
+@cache
+def soft_parts(template: str) -> tuple[Soft, ...]:
+    """The different learned parts of ``template``, in order.
+
+    Raises:
+        ConfigError: a part of no vectors, or with words and a count.
+    """
+    if template.startswith(_JINJA):
+        return ()
+    parts: list[Soft] = []
+    named: dict[str, Soft] = {}
+    for _, name, form in _pieces(template):
+        found = _SOFT.fullmatch(name or "")
+        if found is None:
+            continue
+        words, count = form.strip(), int(found["count"] or 1)
+        if count < 1 or (words and found["count"]):
+            raise ConfigError(
+                f"template: '{{{name}{':' * bool(words)}{words}}}': give words or a number from 1, not both"
+            )
+        part = Soft(words, count)
+        before = named.get(found["name"] or "")
+        if before is not None and words not in ("", before.words):
+            raise ConfigError(
+                f"template: soft part '{found['name']}' has two starts, '{before.words}' and '{words}'; "
+                "give it once"
+            )
+        if before is None:
+            parts.append(part)
+            if found["name"]:
+                named[found["name"]] = part
+    return tuple(parts)
+
+
+def split_marks(text: str) -> tuple[str, list[Span]]:
+    """A text that was rendered with marks, without them, and where its soft parts are."""
+    plain: list[str] = []
+    spans: list[Span] = []
+    length, start, part, at = 0, 0, 0, 0
+    while at < len(text):
+        if text[at] == _OPEN:
+            part, start, at = ord(text[at + 1]) - _FIRST, length, at + 2
+        elif text[at] == _CLOSE:
+            spans.append(Span(start, length, part))
+            at += 1
+        else:
+            plain.append(text[at])
+            length, at = length + 1, at + 1
+    return "".join(plain), spans
+
+
+def _pieces(template: str) -> list[tuple[str, str | None, str]]:
+    """Literal text, the field behind it, and what follows the field's colon."""
     try:
-        parts = [part[1:] for part in string.Formatter().parse(template) if part[1] is not None]
+        found = [(text, name, form, turn) for text, name, form, turn in string.Formatter().parse(template)]
     except ValueError as error:
         raise ConfigError(
             f"template: {error}; write fields as {{text}} and literal braces as {{{{ }}}}"
         ) from error
-    fields = [name for name, _, _ in parts]
-    for name, form, conversion in parts:
-        if form or conversion:
+    for _, name, form, turn in found:
+        if name is not None and (turn or (form and not _SOFT.fullmatch(name))):
             raise ConfigError(f"template: '{{{name}}}' takes no format; write {{{name}}} alone")
-        if name not in _FIELDS:
-            allowed = ", ".join("{" + f + "}" for f in _FIELDS)
-            raise ConfigError(f"template: '{{{name}}}' is no field; use {allowed}")
-    if "text" not in fields:
-        raise ConfigError("template: has no {text}; put it where the text belongs")
-    if "text_b" in fields and not pairs:
-        raise ConfigError(
-            "template: has {text_b} but the data has one text column; give --text-b or drop the field"
-        )
-    if kind == "masked" and fields.count("mask") != 1:
-        raise ConfigError(
-            "template: a masked language model needs exactly one {mask}, where the answer belongs"
-        )
-    if kind != "masked" and "mask" in fields:
-        raise ConfigError(
-            "template: {mask} is for masked language models; the answer follows the template here"
-        )
-    return template if kind in ("masked", "text-encoder") else template.rstrip(" ")
+    return [(text, name, form or "") for text, name, form, _ in found]
 
 
-def render(template: str, values: Mapping[str, str]) -> str:
-    """Fill the fields of ``template``; braces inside the values stay as they are."""
-    return template.format(**values)
+def _names(template: str) -> list[str]:
+    """All fields in order, with repetitions."""
+    if not template.startswith(_JINJA):
+        return [name for _, name, _ in _pieces(template) if name is not None]
+    from jinja2 import TemplateSyntaxError, meta, nodes
+
+    try:
+        tree = _environment().parse(template.partition("|||")[0])
+    except TemplateSyntaxError as error:
+        raise ConfigError(f"template: Jinja line {error.lineno}: {error.message}") from error
+    free = meta.find_undeclared_variables(tree)
+    return [n.name for n in tree.find_all(nodes.Name) if n.name in free and n.ctx == "load"]
+
+
+@cache
+def _environment() -> Any:
+    from jinja2 import StrictUndefined
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    return ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=False)
+
+
+@cache
+def _jinja(template: str) -> Any:
+    return _environment().from_string(template)

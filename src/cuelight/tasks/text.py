@@ -25,12 +25,23 @@ from cuelight.data import Splits
 from cuelight.errors import ConfigError, DataError, nearest
 from cuelight.prompts.conditioning import Condition, TextBatch, answer_logits, choice_scores, generate
 from cuelight.tasks.metrics import classification_metrics, generation_metrics, multilabel_metrics
-from cuelight.tasks.template import check_template, default_template, render
+from cuelight.tasks.template import (
+    Span,
+    check_template,
+    columns_of,
+    default_template,
+    has_slot,
+    render,
+    soft_parts,
+    split_marks,
+)
 
 __all__ = ["Item", "Predictions", "TaskConfig", "TextTask", "make_task"]
 
 TaskKind = Literal["classification", "multilabel", "generation"]
 _SEPARATOR = ";"
+_OR = "|"
+_SENTINEL = "<extra_id_0>"
 _NO_LABEL = ("none", "no label", "nothing at all")
 
 
@@ -40,10 +51,14 @@ class TaskConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     template: str | None = Field(
-        None, description="Text the model reads, e.g. 'Review: {text}\\nSentiment:'."
+        None,
+        description="Text the model reads, e.g. 'Review: {text}\\nSentiment:'; {mask} is the answer's place, {soft:words} "
+        "learned vectors, @FILE a file.",
     )
     label_words: dict[str, str] | None = Field(
-        None, description="Word for each class, e.g. '0=negative,1=positive'."
+        None,
+        description="Word for each class, e.g. '0=negative,1=positive'; methods with a verbalizer take several, "
+        "'0=bad|awful'.",
     )
     max_length: int = Field(
         256, ge=8, description="Longest input in tokens, template included; longer texts are cut."
@@ -64,13 +79,18 @@ class TaskConfig(BaseModel):
 
 @dataclass
 class Item:
-    """One tokenised row: ids of the text, ids of the answer (training), and what it is judged by."""
+    """One tokenised row: ids of the text, ids of the answer (training), and what it is judged by.
+
+    In ``text`` the vector ``k`` of a soft template is the id ``-1 - k``.  ``columns`` are those of the data that the
+    template names.
+    """
 
     text: list[int]
     answer: list[int]
     label: int = -1
     labels: list[int] = field(default_factory=list)
     targets: list[str] = field(default_factory=list)
+    columns: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -99,6 +119,12 @@ class TextTask:
         pairs: whether rows have a second text.
         config: template, label words and lengths.
         frequencies: training rows per class, for the order of labels in a multilabel answer.
+        columns: other columns that rows have, and the template may name.
+
+    Attributes:
+        words: every class's (first) label word.
+        word_lists: all of every class's label words.
+        soft_start: for every vector of a soft template the id of the token it starts as, None for a random start.
 
     Raises:
         ConfigError: template or label words that do not fit the backbone or the classes.
@@ -113,38 +139,43 @@ class TextTask:
         pairs: bool = False,
         config: TaskConfig | None = None,
         frequencies: Mapping[str, int] | None = None,
+        columns: Sequence[str] = (),
     ) -> None:
         self.backbone, self.kind, self.classes, self.pairs = backbone, kind, tuple(classes), pairs
         self.config = config or TaskConfig.model_validate({})
         template = self.config.template or default_template(backbone.kind, kind, pairs)
-        self.template = check_template(template, backbone.kind, pairs)
-        self.words = self._label_words()
+        self.template = check_template(template, backbone.kind, pairs, tuple(columns))
+        self.columns = columns_of(self.template)
+        self.word_lists = self._label_words()
+        self.words = tuple(words[0] for words in self.word_lists)
         self.frequencies = dict(frequencies or {})
         self.max_length = min(self.config.max_length, backbone.max_positions or self.config.max_length)
         self.truncated = 0
+        self._spaced = not self.config.chat and not self.template[-1:].isspace()
         self.tokenizer = backbone.tokenizer
         if self.config.chat and not self.tokenizer.chat_template:
             raise ConfigError(f"chat: {backbone.id} has no chat format; drop --chat")
-        self._spaced = not self.config.chat and not self.template[-1:].isspace()
+        # T5 learned to fill a sentinel in the text and to name it before the answer.
+        self.lead = self._sentinel() if backbone.kind == "seq2seq" and has_slot(self.template) else []
+        self._soft: list[list[int]] = []
+        self.soft_start: list[int | None] = []
+        self._find_soft_slots()
         self._pieces: list[list[int]] = []
-        self._unsayable = ""
-        self._choices = self._make_choices() if kind != "generation" and self._answers_in_words else []
+        self.word_ids: list[list[list[int]]] = []
+        """Token ids of all of every class's label words."""
+        self.word_answers: list[list[list[int]]] = []
+        """The same as they are answered, with an end mark where it is needed."""
+        self.choices: list[list[int]] = []
+        """Token ids of every class's answer; none for generation, and for models without a language-model head."""
+        if kind != "generation" and self._answers_in_words:
+            self.choices = self._make_choices()
+        if backbone.kind == "masked" and backbone.max_positions and self.choices:
+            longest = max(len(ids) for listed in self.word_ids for ids in listed)  # a mask for every token
+            self.max_length = min(self.max_length, backbone.max_positions - longest + 1)
 
     @property
     def _answers_in_words(self) -> bool:
-        return self.backbone.kind in ("causal", "seq2seq", "masked") and not self._unsayable
-
-    @property
-    def choices(self) -> list[list[int]]:
-        """Token ids of every class's answer; none for generation, and for models without a language-model head.
-
-        Raises:
-            ConfigError: label words that a masked model can not answer with.  A method with a head of its own
-                never asks.
-        """
-        if self._unsayable:
-            raise ConfigError(self._unsayable)
-        return self._choices
+        return self.backbone.kind in ("causal", "seq2seq", "masked")
 
     @property
     def metric(self) -> str:
@@ -159,6 +190,7 @@ class TextTask:
             "pairs": self.pairs,
             "config": self.config.model_dump() | {"template": self.template},
             "frequencies": self.frequencies,
+            "columns": list(self.columns),
         }
 
     # ---- from rows to batches --------------------------------------------------------------------------
@@ -170,7 +202,12 @@ class TextTask:
         items = []
         for row, text in zip(rows, texts, strict=True):
             item = Item(
-                text, [], row.get("label", -1), list(row.get("labels", [])), list(row.get("targets", []))
+                text,
+                [],
+                row.get("label", -1),
+                list(row.get("labels", [])),
+                list(row.get("targets", [])),
+                {name: row[name] for name in self.columns},
             )
             if answers and self._answers_in_words:
                 item.answer = self.answer_ids(item)
@@ -198,7 +235,7 @@ class TextTask:
             extra["label"] = torch.tensor([i.label for i in items])
         elif self.kind == "multilabel":
             extra["labels"] = torch.tensor([i.labels for i in items], dtype=torch.float32)
-        return TextBatch(text, text_mask, answer, answer_mask, extra)
+        return TextBatch(text, text_mask, answer, answer_mask, extra, tuple(self.lead))
 
     @property
     def longest_answer(self) -> int:
@@ -228,7 +265,8 @@ class TextTask:
             return None
         marks = ("\ue000", "\ue001")  # private use: no text has them
         values = row["text"], row.get("text_b")
-        marked = self._render(*(None if v is None else marks[0] + v + marks[1] for v in values))  # type: ignore
+        texts = (None if v is None else marks[0] + v + marks[1] for v in values)
+        marked = self._render(*texts, columns=row)  # type: ignore[arg-type]
         plain, inside = [], False
         own: list[bool] = []
         for character in marked:
@@ -324,7 +362,7 @@ class TextTask:
 
     # ---- inside ----------------------------------------------------------------------------------------
 
-    def _label_words(self) -> tuple[str, ...]:
+    def _label_words(self) -> tuple[tuple[str, ...], ...]:
         given = self.config.label_words or {}
         for name in given:
             if name not in self.classes:
@@ -332,17 +370,22 @@ class TextTask:
                     f"label_words: '{name}' is no class{nearest(name, self.classes)}; classes are "
                     f"{', '.join(self.classes[:12])}"
                 )
-        words = tuple(given.get(c, c.replace("_", " ").replace("-", " ").strip() or c) for c in self.classes)
-        for word, count in Counter(words).items():
+        lists = tuple(
+            tuple(dict.fromkeys(word.strip() for word in given[c].split(_OR)))
+            if c in given
+            else (c.replace("_", " ").replace("-", " ").strip() or c,)
+            for c in self.classes
+        )
+        for word, count in Counter(word for words in lists for word in words).items():
             if count > 1:
                 raise ConfigError(
                     f"label_words: '{word}' stands for {count} classes; give each class a word of its own"
                 )
-            if not word.strip():
+            if not word:
                 raise ConfigError(
                     "label_words: a class has an empty word; give it one, e.g. --label-words 'class=word'"
                 )
-        return words
+        return lists
 
     @property
     def _end(self) -> list[int]:
@@ -350,26 +393,22 @@ class TextTask:
         return [] if end is None or self.backbone.kind == "masked" else [end]
 
     def _make_choices(self) -> list[list[int]]:
-        choices = [self.continuation(word) for word in self.words]
-        for word, ids in zip(self.words, choices, strict=True):
+        words = [word for listed in self.word_lists for word in listed]
+        found = [self.continuation(word) for word in words]
+        taken: dict[tuple[int, ...], str] = {}
+        for word, ids in zip(words, found, strict=True):
             if not ids:
                 raise ConfigError(
                     f"label_words: '{word}' has no tokens in {self.backbone.id}; choose another word"
                 )
-            if self.backbone.kind == "masked" and len(ids) > 1:
-                self._unsayable = (
-                    f"label_words: '{word}' is {len(ids)} tokens of {self.backbone.id}; a masked LM "
-                    f"needs one-token words, give --label-words"
-                )
-                return []
-        self._pieces = choices
-        taken: dict[tuple[int, ...], str] = {}
-        for word, ids in zip(self.words, choices, strict=True):
             if tuple(ids) in taken:
                 raise ConfigError(
                     f"label_words: '{taken[tuple(ids)]}' and '{word}' are the same tokens; give other words"
                 )
             taken[tuple(ids)] = word
+        firsts = [sum(len(listed) for listed in self.word_lists[:c]) for c in range(len(self.classes))]
+        choices = [found[k] for k in firsts]
+        self._pieces = choices
         if self.kind == "multilabel":
             for c, word in enumerate(self.words):
                 if self._read_labels(choices[c]) != [self.classes[c]]:
@@ -378,16 +417,22 @@ class TextTask:
                         f"'{_SEPARATOR}'"
                     )
         # A word that begins another would always be likelier; then, as for T5, an end mark belongs to it.
-        nested = any(a != b and b[: len(a)] == a for a in choices for b in choices)
-        ended = self.backbone.kind == "seq2seq" or nested
-        return [[*c, *self._end] for c in choices] if ended else choices
+        starts = {tuple(ids[:k]) for ids in found for k in range(1, len(ids))}
+        nested = any(tuple(ids) in starts for ids in found)
+        ended = (self.backbone.kind == "seq2seq" and not self.lead) or nested
+        end = self._end if ended else []
+        self.word_ids = [
+            found[k : k + len(listed)] for k, listed in zip(firsts, self.word_lists, strict=True)
+        ]
+        self.word_answers = [[[*ids, *end] for ids in listed] for listed in self.word_ids]
+        return [listed[0] for listed in self.word_answers]
 
     def _tokenise(self, rows: list[dict[str, Any]]) -> list[list[int]]:
-        ids = self._ids([self._render(row["text"], row.get("text_b")) for row in rows])
+        ids = self._ids([self._render(row["text"], row.get("text_b"), columns=row) for row in rows])
         for k, row in enumerate(rows):
             if len(ids[k]) > self.max_length:
                 self.truncated += 1
-                ids[k] = self._cut(row["text"], row.get("text_b"), len(ids[k]))
+                ids[k] = self._cut(row, len(ids[k]))
             if not ids[k]:
                 raise DataError("text: a row has no tokens; remove it or add words to the template")
         return ids
@@ -395,11 +440,61 @@ class TextTask:
     def _ids(self, rendered: list[str]) -> list[list[int]]:
         if not rendered:
             return []
-        return list(self.tokenizer(rendered, add_special_tokens=not self.config.chat).input_ids)
+        if not self._soft:
+            return list(self.tokenizer(rendered, add_special_tokens=not self.config.chat).input_ids)
+        parted = [split_marks(text) for text in rendered]
+        found = self.tokenizer(
+            [text for text, _ in parted],
+            add_special_tokens=not self.config.chat,
+            return_offsets_mapping=True,
+        )
+        rows = zip(found.input_ids, found.offset_mapping, [spans for _, spans in parted], strict=True)
+        return [self._with_slots(ids, places, spans) for ids, places, spans in rows]
 
-    def _cut(self, text: str, text_b: str | None, length: int) -> list[int]:
+    def _with_slots(self, ids: list[int], places: list[tuple[int, int]], spans: list[Span]) -> list[int]:
+        """``ids`` with the tokens of every soft part replaced by its slots."""
+        out: list[int] = []
+        last: Span | None = None
+        for token, (start, end) in zip(ids, places, strict=True):
+            span = next((s for s in spans if start < s.end and end > s.start), None)
+            if span is None:
+                out.append(token)
+            elif span is not last:
+                out += self._soft[span.part]
+                last = span
+        return out
+
+    def _find_soft_slots(self) -> None:
+        """Number the slots of the template's soft parts, and find the token each starts as."""
+        parts = soft_parts(self.template)
+        if not parts:
+            return
+        if not self.tokenizer.is_fast:
+            raise ConfigError(
+                f"template: soft words need a fast tokenizer, which {self.backbone.id} lacks; drop {{soft}}"
+            )
+        self._soft = [[] for _ in parts]
+        plain, spans = split_marks(self._render("x", "x", columns=dict.fromkeys(self.columns, "x")))
+        found = self.tokenizer(plain, add_special_tokens=False, return_offsets_mapping=True)
+        for k, part in enumerate(parts):
+            span = next(s for s in spans if s.part == k)
+            tokens = zip(found.input_ids, found.offset_mapping, strict=True)
+            words = [token for token, (start, end) in tokens if start < span.end and end > span.start]
+            own: list[int | None] = [*words] if part.words else [None] * part.count
+            self._soft[k] = [-1 - len(self.soft_start) - j for j in range(len(own))]
+            self.soft_start += own
+
+    def _sentinel(self) -> list[int]:
+        token = self.tokenizer.convert_tokens_to_ids(_SENTINEL)
+        if token is None or token == self.tokenizer.unk_token_id:
+            raise ConfigError(
+                f"template: {{mask}} is T5's {_SENTINEL}, which {self.backbone.id} lacks; leave {{mask}} out"
+            )
+        return [token]
+
+    def _cut(self, row: Mapping[str, Any], length: int) -> list[int]:
         """Take tokens off the end of the longer text until the filled template, ``length`` now, fits."""
-        texts = [text, text_b or ""]
+        texts = [row["text"], row.get("text_b") or ""]
         ends = [self._token_ends(t) for t in texts]
         kept = [len(e) for e in ends]
         ids: list[int] = []
@@ -412,7 +507,9 @@ class TextTask:
             for _ in range(min(length - self.max_length, sum(kept))):
                 kept[kept[1] > kept[0]] -= 1
             short = [t[: e[k - 1]] if k else "" for t, e, k in zip(texts, ends, kept, strict=True)]
-            ids = self._ids([self._render(short[0], None if text_b is None else short[1])])[0]
+            ids = self._ids(
+                [self._render(short[0], short[1] if row.get("text_b") is not None else None, columns=row)]
+            )[0]
             length = len(ids)
         return ids
 
@@ -424,14 +521,15 @@ class TextTask:
         count = len(self.tokenizer(text, add_special_tokens=False).input_ids)
         return [len(text) * (k + 1) // count for k in range(count)]
 
-    def _render(self, text: str, text_b: str | None) -> str:
-        mask = ""
-        if self.backbone.kind == "masked":
-            mask = self.tokenizer.mask_token
+    def _render(self, text: str, text_b: str | None, *, columns: Mapping[str, Any] | None = None) -> str:
+        values = {"text": text, "text_b": text_b or ""}
+        values |= {name: str((columns or {})[name]) for name in self.columns}
+        mask = self.tokenizer.mask_token if self.backbone.kind == "masked" else _SENTINEL if self.lead else ""
+        if mask:
             # A text that talks about the mask must not add a second place for the answer.
-            text, text_b = text.replace(mask, " "), (text_b or "").replace(mask, " ")
-        values = {"text": text, "text_b": text_b or "", "options": ", ".join(self.words), "mask": mask}
-        filled = render(self.template, values)
+            values = {name: value.replace(mask, " ") for name, value in values.items()}
+        values |= {"options": ", ".join(self.words), "mask": mask}
+        filled = render(self.template, values, marks=bool(self._soft))
         if self.config.chat:
             message = [{"role": "user", "content": filled}]
             return self.tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
@@ -497,8 +595,18 @@ class TextTask:
 def make_task(backbone: Backbone, splits: Splits, config: TaskConfig) -> TextTask:
     """The task that ``splits`` pose to ``backbone``."""
     counts: dict[str, int] = {}
+    own = ("text", "text_b", "label", "labels", "targets", "row")
+    columns = [name for name in splits.train.column_names if name not in own]
     if splits.kind == "multilabel":
         table = [row["labels"] for row in splits.train]
         counts = {name: sum(row[c] for row in table) for c, name in enumerate(splits.classes)}
     pairs = "text_b" in splits.train.column_names
-    return TextTask(backbone, splits.kind, splits.classes, pairs=pairs, config=config, frequencies=counts)
+    return TextTask(
+        backbone,
+        splits.kind,
+        splits.classes,
+        pairs=pairs,
+        config=config,
+        frequencies=counts,
+        columns=columns,
+    )

@@ -44,8 +44,6 @@ class FullFineTuning(Method):
             self.head = nn.Linear(backbone.tower.width, len(task.classes)).to(backbone.device)
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
-        else:
-            _ = task.choices  # label words it can not answer with are refused now
 
     def _scores(self, batch: TextBatch) -> Tensor:
         assert self.head is not None

@@ -149,8 +149,6 @@ class PANDA(Method):
     def __init__(self, backbone: Any, task: Any, config: Any) -> None:
         super().__init__(backbone, task, config)
         self.student = Learner(backbone, len(task.classes), config, config.init_seed)
-        if self.student.head is None:
-            _ = task.choices  # label words it can not answer with are refused now
         self.embedding: Tensor
         self.similarity: Tensor
         self.register_buffer("embedding", torch.zeros(backbone.tower.width, device=backbone.device))

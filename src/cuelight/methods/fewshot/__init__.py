@@ -1,0 +1,1 @@
+"""Few labels: templates, verbalizers, and what is built on them."""
