@@ -356,10 +356,25 @@ def test_one_token_choices_equal_the_full_scores_up_to_a_constant(name: str, how
     torch.testing.assert_close(found.log_softmax(-1), wanted.log_softmax(-1))
 
 
-def test_a_masked_model_refuses_choices_of_several_tokens() -> None:
-    host = backbone("bert")
-    with pytest.raises(BackboneError, match="one-token label words"):
-        choice_scores(host, batch_of(texts_for(host)), Condition(), [[5, 6], [7]])
+@pytest.mark.parametrize("name", MASKED)
+def test_a_masked_model_scores_a_choice_at_as_many_masks(name: str) -> None:
+    """Every token's log-probability at its own mask, all masks unfilled; trained on the same sum."""
+    host = backbone(name, double=True)
+    texts, choices = texts_for(host), [[5, 6], [7], [8, 9, 10]]
+    with torch.no_grad():
+        found = choice_scores(host, batch_of(texts), Condition(), choices)
+        for k, text in enumerate(texts):
+            at = text.index(MASK)
+            for c, choice in enumerate(choices):
+                longer = [*text[:at], *[MASK] * len(choice), *text[at + 1 :]]
+                table = brute(host, Condition(), k, longer, []).log_softmax(-1)
+                expected = sum(table[at + j, token] for j, token in enumerate(choice))
+                torch.testing.assert_close(found[k, c], expected.float())
+        answers = [choices[k % 3] for k in range(len(texts))]
+        logits, targets = answer_logits(host, batch_of(texts, answers), Condition())
+        each = -torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    assert targets.tolist() == [token for answer in answers for token in answer]
+    torch.testing.assert_close(each.sum().float(), sum(found[k, k % 3] for k in range(len(texts))))
 
 
 # ---- (e, f) generation

@@ -100,8 +100,16 @@ def refused(call: Callable[[], Any], kind: type[CuelightError] = ConfigError) ->
         ("{text} {text_b}", "causal", False, "one text column"),
         ("{text}", "masked", False, "exactly one {mask}"),
         ("{mask} {text} {mask}", "masked", False, "exactly one {mask}"),
-        ("{text} {mask}", "causal", False, "{mask} is for masked"),
-        ("{text} {mask}", "seq2seq", False, "{mask} is for masked"),
+        ("{mask} {text}", "causal", False, "put {mask} last"),
+        ("{text} {mask} {mask}", "causal", False, "put {mask} last"),
+        ("{mask} {text} {mask}", "seq2seq", False, "{mask} twice"),
+        ("{text} {mask}", "text-encoder", False, "{mask} is for language models"),
+        ("{soft*0} {text}", "causal", False, "give words or a number"),
+        ("{soft*2:so} {text}", "causal", False, "give words or a number"),
+        ("{soft.a:so} {text} {soft.a:then}", "causal", False, "two starts"),
+        ("{# jinja #}{{ text }", "causal", False, "Jinja line 1"),
+        ("{# jinja #}{{ txt }}", "causal", False, "'{txt}' is no field"),
+        ("@/no/such/file", "causal", False, "can not be read"),
     ],
 )
 def test_wrong_templates_are_refused_in_one_line(template: str, kind: Any, pairs: bool, says: str) -> None:
@@ -114,6 +122,9 @@ def test_templates_of_a_shell_and_braces_in_texts() -> None:
     assert check_template(r"A: {text}\nB:", "causal", False) == "A: {text}\nB:"
     assert check_template("{text} is ", "causal", False) == "{text} is"  # the answer brings its own space
     assert check_template("{text} {mask} ", "masked", False) == "{text} {mask} "
+    assert check_template("{text} is {mask} ", "causal", False) == "{text} is"  # it answers behind the text anyway
+    assert check_template("{mask}: {text}", "seq2seq", False) == "{mask}: {text}"
+    assert check_template("{text} of {who}", "causal", False, ("who",)) == "{text} of {who}"
     assert render("{{x}} {text}", {"text": "a {b} {"}) == "{x} a {b} {"
 
 
@@ -253,20 +264,16 @@ def test_label_words_that_can_not_be_told_apart_are_refused(name: str) -> None:
         assert "are the same tokens" in refused(lambda: task(name, label_words=words))
 
 
-def test_a_masked_model_needs_one_token_words() -> None:
-    assert "needs one-token words" in refused(
-        lambda: task("masked", classes=("antidisestablishmentarian", "b")).choices
-    )
-
-
-def test_a_head_needs_no_words() -> None:
-    """A masked model whose classes are no single tokens still takes methods that read its states."""
+def test_a_masked_model_takes_words_of_several_tokens() -> None:
+    """As many masks as tokens; a row makes room for them."""
     long = task("masked", classes=("antidisestablishmentarian", "b"))
-    assert get_method("linear-probe")(long.backbone, long, get_method("linear-probe").Config())
-    assert long.encode([{"text": "x y", "label": 0}])[0].answer == []
-    for name in ("prompt-tuning", "full-finetuning"):
-        make = partial(get_method(name), long.backbone, long, get_method(name).Config())
-        assert "needs one-token words" in refused(make)
+    tokens = len(long.choices[0])
+    assert tokens > 1
+    assert long.max_length == min(256, long.backbone.max_positions - tokens + 1)
+    method = get_method("full-finetuning")(long.backbone, long, get_method("full-finetuning").Config())
+    batch = long.collate(long.encode([{"text": "x y", "label": 0}, {"text": "x", "label": 1}]))
+    assert torch.isfinite(method.loss(batch))
+    assert method.predict(batch).probabilities.shape == (2, 2)
 
 
 # ---- label lists

@@ -1,0 +1,1 @@
+"""How the small weights that come with cuelight were made."""
