@@ -24,12 +24,12 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from benchmarks.common import DATA
 from peft import LoraConfig, inject_adapter_in_model
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from benchmarks.common import DATA
 from cuelight.backbones.backbone import load_backbone
 
 RANK, TOKENS, LONGEST = 24, 1536, 64
@@ -75,7 +75,7 @@ def batches(rows: list[list[int]], seed: int) -> Iterator[list[list[int]]]:
     """Batches of about 1,536 tokens whose rows are of like length, for ever."""
     draw = random.Random(seed)
     while True:
-        order = sorted(range(len(rows)), key=lambda k: (len(rows[k]) + draw.random() * 4))
+        order = sorted(range(len(rows)), key=lambda k: len(rows[k]) + draw.random() * 4)
         parts: list[list[list[int]]] = [[]]
         for k in order:
             if (len(parts[-1]) + 1) * len(rows[k]) > TOKENS:
@@ -118,7 +118,9 @@ class Head(nn.Module):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=1800)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--threads", type=int, default=1)
@@ -219,13 +221,17 @@ def write(learned: dict[str, nn.Parameter]) -> None:
     """The learned tensors in float16, under short names: ``layer.0.attention.self.query.A`` and so on."""
     out = {}
     for name, parameter in learned.items():
-        short = name.removeprefix("encoder.").replace(".lora_A.default.weight", ".A").replace(
-            ".lora_B.default.weight", ".B"
+        short = (
+            name.removeprefix("encoder.")
+            .replace(".lora_A.default.weight", ".A")
+            .replace(".lora_B.default.weight", ".B")
         )
         out[short] = parameter.detach().half().contiguous()
     OUT.parent.mkdir(parents=True, exist_ok=True)
     save_file(out, OUT)
-    print(f"written: {OUT.name}, {OUT.stat().st_size / 1e6:.2f} MB, {sum(t.numel() for t in out.values()):,} values")
+    print(
+        f"written: {OUT.name}, {OUT.stat().st_size / 1e6:.2f} MB, {sum(t.numel() for t in out.values()):,} values"
+    )
 
 
 if __name__ == "__main__":

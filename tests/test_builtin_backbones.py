@@ -43,6 +43,7 @@ CLASSES = {
     "gemma3-270m": (transformers.AutoModelForCausalLM, transformers.Gemma3ForCausalLM),
     "flan-t5-small": (transformers.AutoModelForSeq2SeqLM, transformers.T5ForConditionalGeneration),
     "minilm-l6": (transformers.AutoModel, transformers.BertModel),
+    "minilm-mlm": (transformers.AutoModelForMaskedLM, transformers.BertForMaskedLM),
     "dinov2-small": (transformers.AutoModel, transformers.Dinov2Model),
     "whisper-tiny-en": (transformers.AutoModelForSpeechSeq2Seq, transformers.WhisperForConditionalGeneration),
     "minimind2-26m": (transformers.AutoModelForCausalLM, transformers.LlamaForCausalLM),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -122,7 +122,9 @@ def test_templates_of_a_shell_and_braces_in_texts() -> None:
     assert check_template(r"A: {text}\nB:", "causal", False) == "A: {text}\nB:"
     assert check_template("{text} is ", "causal", False) == "{text} is"  # the answer brings its own space
     assert check_template("{text} {mask} ", "masked", False) == "{text} {mask} "
-    assert check_template("{text} is {mask} ", "causal", False) == "{text} is"  # it answers behind the text anyway
+    assert (
+        check_template("{text} is {mask} ", "causal", False) == "{text} is"
+    )  # it answers behind the text anyway
     assert check_template("{mask}: {text}", "seq2seq", False) == "{mask}: {text}"
     assert check_template("{text} of {who}", "causal", False, ("who",)) == "{text} of {who}"
     assert render("{{x}} {text}", {"text": "a {b} {"}) == "{x} a {b} {"

@@ -13,6 +13,10 @@ A template is a line with fields, ``Review: {text}\\nSentiment:``.
 ``{soft:go to}``, ``{soft}``, ``{soft*5}``
     learned vectors: as many as the words have tokens, starting as those, or one, or five, starting at random.
     ``{soft.name:go to}`` and later ``{soft.name}`` share theirs.
+``{text:head,tail}``
+    the text, with what these columns hold between two learned vectors each, which start as ``[`` and ``]``.  A column
+    holds the words themselves, or, if its name ends in ``_span``, where they stand: ``2 4`` are the words number 2 and
+    3, counted from 0 at white space.  Words that are not in the text (or were cut off) are not marked.
 
 A template that begins with ``{# jinja #}`` is Jinja instead, with the same names as variables (PromptSource's
 templates work: what follows their ``|||`` is the answer, which the label words say here).  ``@file`` takes the
@@ -30,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from cuelight.backbones.backbone import Kind
-from cuelight.errors import ConfigError, nearest
+from cuelight.errors import ConfigError, DataError, nearest
 
 __all__ = [
     "Soft",
@@ -59,6 +63,7 @@ class Soft:
 
     words: str
     count: int
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -174,21 +179,32 @@ def render(template: str, values: Mapping[str, str], *, marks: bool = False) -> 
     out, parts = [], 0
     known = soft_parts(template)
     places: dict[str, int] = {}
-    for literal, name, _ in _pieces(template):
+
+    def soft(name: str) -> str:
+        nonlocal parts
+        place = places.get(name)
+        if place is None:
+            place, parts = parts, parts + 1
+            if name:
+                places[name] = place
+        words = known[place].words or _STAND_IN
+        return f"{_OPEN}{chr(_FIRST + place)}{words}{_CLOSE}" if marks else words
+
+    for literal, name, form in _pieces(template):
         out.append(literal)
         if name is None:
             continue
         found = _SOFT.fullmatch(name)
-        if found is None:
+        if found is not None:
+            out.append(soft(found["name"] or ""))
+        elif form:
+            marked = []
+            for column in _marked(form):
+                before, behind = _signs(column)
+                marked.append((column, values[column], soft(before), soft(behind)))
+            out.append(_with_signs(values[name], marked))
+        else:
             out.append(values[name])
-            continue
-        place = places.get(found["name"] or "")
-        if place is None:
-            place, parts = parts, parts + 1
-            if found["name"]:
-                places[found["name"]] = place
-        words = known[place].words or _STAND_IN
-        out.append(f"{_OPEN}{chr(_FIRST + place)}{words}{_CLOSE}" if marks else words)
     return "".join(out)
 
 
@@ -206,13 +222,18 @@ def soft_parts(template: str) -> tuple[Soft, ...]:
     for _, name, form in _pieces(template):
         found = _SOFT.fullmatch(name or "")
         if found is None:
+            for column in _marked(form):
+                for sign, words in zip(_signs(column), "[]", strict=True):
+                    if sign not in named:
+                        named[sign] = Soft(words, 1, sign)
+                        parts.append(named[sign])
             continue
         words, count = form.strip(), int(found["count"] or 1)
         if count < 1 or (words and found["count"]):
             raise ConfigError(
                 f"template: '{{{name}{':' * bool(words)}{words}}}': give words or a number from 1, not both"
             )
-        part = Soft(words, count)
+        part = Soft(words, count, found["name"] or "")
         before = named.get(found["name"] or "")
         if before is not None and words not in ("", before.words):
             raise ConfigError(
@@ -243,6 +264,52 @@ def split_marks(text: str) -> tuple[str, list[Span]]:
     return "".join(plain), spans
 
 
+def _marked(form: str) -> list[str]:
+    """The columns of ``{text:a,b}``."""
+    return [column.strip() for column in form.split(",") if column.strip()]
+
+
+def _signs(column: str) -> tuple[str, str]:
+    """Names of the learned parts around what ``column`` holds; no part that a template names has a bracket."""
+    return f"[{column}", f"{column}]"
+
+
+def _with_signs(text: str, marked: list[tuple[str, str, str, str]]) -> str:
+    """``text`` with signs around some of its words; entries are column, value, sign before and sign behind."""
+    signs: list[tuple[int, int, int, str]] = []
+    for column, value, before, behind in marked:
+        place = _place(text, column, value)
+        if place is not None:
+            start, end = place
+            # At one place what ends comes before what begins, and of two words the longer stands outside.
+            signs += [(start, 1, -end, f"{before} "), (end, 0, -start, f" {behind}")]
+    out, done = [], 0
+    for at, _, _, sign in sorted(signs):
+        out += [text[done:at], sign]
+        done = at
+    return "".join([*out, text[done:]])
+
+
+def _place(text: str, column: str, value: str) -> tuple[int, int] | None:
+    """Where in ``text`` the words are that ``column`` says, in characters.
+
+    Raises:
+        DataError: a span that is none.
+    """
+    if not value.strip():
+        return None
+    if not column.endswith("_span"):
+        found = re.search(rf"(?<!\w){re.escape(value.strip())}(?!\w)", text)
+        return None if found is None else found.span()
+    numbers = [int(part) if part.isdecimal() else -1 for part in value.split()]
+    if len(numbers) != 2 or not 0 <= numbers[0] < numbers[1]:
+        raise DataError(
+            f"{column}: '{value}' is no place of words; give the first one's number and the one past the last, as '2 4'"
+        )
+    words = [found.span() for found in re.finditer(r"\S+", text)][numbers[0] : numbers[1]]
+    return (words[0][0], words[-1][1]) if words else None
+
+
 def _pieces(template: str) -> list[tuple[str, str | None, str]]:
     """Literal text, the field behind it, and what follows the field's colon."""
     try:
@@ -252,7 +319,7 @@ def _pieces(template: str) -> list[tuple[str, str | None, str]]:
             f"template: {error}; write fields as {{text}} and literal braces as {{{{ }}}}"
         ) from error
     for _, name, form, turn in found:
-        if name is not None and (turn or (form and not _SOFT.fullmatch(name))):
+        if name is not None and (turn or (form and name != "text" and not _SOFT.fullmatch(name))):
             raise ConfigError(f"template: '{{{name}}}' takes no format; write {{{name}}} alone")
     return [(text, name, form or "") for text, name, form, _ in found]
 
@@ -260,7 +327,8 @@ def _pieces(template: str) -> list[tuple[str, str | None, str]]:
 def _names(template: str) -> list[str]:
     """All fields in order, with repetitions."""
     if not template.startswith(_JINJA):
-        return [name for _, name, _ in _pieces(template) if name is not None]
+        pieces = [(name, form) for _, name, form in _pieces(template) if name is not None]
+        return [n for name, form in pieces for n in (name, *(_marked(form) if name == "text" else ()))]
     from jinja2 import TemplateSyntaxError, meta, nodes
 
     try:

@@ -125,6 +125,7 @@ class TextTask:
         words: every class's (first) label word.
         word_lists: all of every class's label words.
         soft_start: for every vector of a soft template the id of the token it starts as, None for a random start.
+        soft_names: for every such vector the name it has in the template, "" without.
 
     Raises:
         ConfigError: template or label words that do not fit the backbone or the classes.
@@ -159,6 +160,7 @@ class TextTask:
         self.lead = self._sentinel() if backbone.kind == "seq2seq" and has_slot(self.template) else []
         self._soft: list[list[int]] = []
         self.soft_start: list[int | None] = []
+        self.soft_names: list[str] = []
         self._find_soft_slots()
         self._pieces: list[list[int]] = []
         self.word_ids: list[list[list[int]]] = []
@@ -474,7 +476,8 @@ class TextTask:
                 f"template: soft words need a fast tokenizer, which {self.backbone.id} lacks; drop {{soft}}"
             )
         self._soft = [[] for _ in parts]
-        plain, spans = split_marks(self._render("x", "x", columns=dict.fromkeys(self.columns, "x")))
+        any_row = {name: "0 1" if name.endswith("_span") else "x" for name in self.columns}
+        plain, spans = split_marks(self._render("x", "x", columns=any_row))
         found = self.tokenizer(plain, add_special_tokens=False, return_offsets_mapping=True)
         for k, part in enumerate(parts):
             span = next(s for s in spans if s.part == k)
@@ -483,6 +486,7 @@ class TextTask:
             own: list[int | None] = [*words] if part.words else [None] * part.count
             self._soft[k] = [-1 - len(self.soft_start) - j for j in range(len(own))]
             self.soft_start += own
+            self.soft_names += [part.name] * len(own)
 
     def _sentinel(self) -> list[int]:
         token = self.tokenizer.convert_tokens_to_ids(_SENTINEL)

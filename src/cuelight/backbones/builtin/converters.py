@@ -24,9 +24,12 @@ from transformers.utils import logging
 
 from cuelight.backbones.builtin.onnx_weights import read_onnx
 
-__all__ = ["dinov2", "flan_t5", "gemma3", "minilm", "minimind2", "run", "smollm2", "whisper"]
+__all__ = ["dinov2", "flan_t5", "gemma3", "minilm", "minilm_mlm", "minimind2", "run", "smollm2", "whisper"]
 
 State = dict[str, torch.Tensor]
+
+_LEARNED = Path(__file__).parent / "weights"
+"""Small weights that cuelight's own recipes made."""
 
 
 def run(convert: Callable[[Path, Path], None], source: Path, target: Path) -> None:
@@ -107,14 +110,49 @@ def flan_t5(source: Path, target: Path) -> None:
 
 def minilm(source: Path, target: Path) -> None:
     """all-MiniLM-L6-v2, which is already in transformers' own layout."""
+    config, state = _minilm(source)
+    model = transformers.BertModel(config)
+    _fill(model, state)
+    _save(model, target)
+    _save_minilm_tokenizer(source, target)
+
+
+def minilm_mlm(source: Path, target: Path) -> None:
+    """MiniLM with the low-rank updates and the masked-LM head that `recipes/minilm_mlm.py` learned."""
+    from safetensors.torch import load_file
+
+    config, state = _minilm(source)
+    learned = {k: v.float() for k, v in load_file(_LEARNED / "minilm_mlm.safetensors").items()}
+    state = {f"bert.{name}": tensor for name, tensor in state.items() if not name.startswith("pooler.")}
+    for name in [n for n in learned if n.endswith(".A")]:
+        path = name.removesuffix(".A")
+        state[f"bert.encoder.{path}.weight"] += learned.pop(f"{path}.B") @ learned.pop(name)
+    places = {
+        "head.dense.weight": "transform.dense.weight",
+        "head.dense.bias": "transform.dense.bias",
+        "head.norm.weight": "transform.LayerNorm.weight",
+        "head.norm.bias": "transform.LayerNorm.bias",
+        "head.bias": "bias",
+    }
+    state |= {f"cls.predictions.{place}": learned.pop(name) for name, place in places.items()}
+    if learned:
+        raise ValueError(f"weights left over: {sorted(learned)}")
+    model = transformers.BertForMaskedLM(config)
+    _fill(model, state, tied=("cls.predictions.decoder.weight", "cls.predictions.decoder.bias"))
+    _save(model, target)
+    _save_minilm_tokenizer(source, target)
+
+
+def _minilm(source: Path) -> tuple[transformers.BertConfig, State]:
     from safetensors.torch import load_file
 
     config = transformers.BertConfig(**json.loads((source / "config.json").read_text("utf-8")))
-    model = transformers.BertModel(config)
     state = load_file(source / "model.safetensors")
     state.pop("embeddings.position_ids")  # a constant, no parameter, in files of transformers < 4.31
-    _fill(model, state)
-    _save(model, target)
+    return config, state
+
+
+def _save_minilm_tokenizer(source: Path, target: Path) -> None:
     _save_tokenizer(
         source / "tokenizer.json",
         target,
