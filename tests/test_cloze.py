@@ -6,6 +6,7 @@ matter.
 
 from __future__ import annotations
 
+import itertools
 import json
 from functools import cache
 from pathlib import Path
@@ -42,6 +43,7 @@ ROWS = [
     {"text": "Dull.", "label": 0},
     {"text": "The plot makes no sense at all, not for a minute.", "label": 0},
 ]
+PEOPLE = ("Ann", "Bo", "Cy", "Dee", "Eve", "Flo", "Gus", "Hal", "Ida", "Jo")
 TEMPLATES = {
     "words": "{text} It was {mask}",
     "soft": "{soft*3} {text} {mask}",
@@ -162,7 +164,8 @@ def test_t5_fills_its_sentinel() -> None:
 def test_columns_of_the_data_in_a_template(tmp_path: Path) -> None:
     file = tmp_path / "relations.csv"
     lines = [
-        f"{a} works at {b},{a},{b},{k % 2}" for k, (a, b) in enumerate([("Ann", "Acme"), ("Bo", "Bix")] * 10)
+        f"{a} works at {b},{a},{b},{k % 2}"
+        for k, (a, b) in enumerate(itertools.product(PEOPLE, ("Acme", "Bix")))
     ]
     file.write_text("text,who,where,label\n" + "\n".join(lines) + "\n")
     run = cuelight.tune("cloze", backbone=real("minimind2-26m"), data=str(file), model="frozen",
@@ -326,7 +329,7 @@ def test_words_that_begin_alike_are_refused_where_they_would_score_alike() -> No
 
 @pytest.mark.parametrize("name", ["minimind2-26m", "bert"])
 def test_one_token_words_score_alike_by_likelihood_and_at_the_slot(name: str) -> None:
-    words = {"negative": "bad", "positive": "good"}
+    words = {"negative": "no", "positive": "good"}  # a token each in both
     exact, first = (cloze(name, "{text} It was {mask}", words, word_score=how) for how in ("exact", "first"))
     with torch.no_grad():
         a, b = exact.scores(batch_of(exact)), first.scores(batch_of(first))

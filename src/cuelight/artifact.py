@@ -261,9 +261,9 @@ def restore(method: Method, card: Mapping[str, Any], path: Path) -> None:
         ArtifactError: the tensors are not of the method's names and shapes.
     """
     source = f"artifact {path}: {_TENSORS}"
-    method.restore(load_file(path / _TENSORS) if _TENSORS in card["files"] else {}, source)
-    if _TEXT in card["files"]:
+    if _TEXT in card["files"]:  # first: it may say how many tensors there are, and of what
         method.load_text((path / _TEXT).read_text(encoding="utf-8"))
+    method.restore(load_file(path / _TENSORS) if _TENSORS in card["files"] else {}, source)
 
 
 def read_card(path: Path) -> dict[str, Any]:

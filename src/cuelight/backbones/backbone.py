@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -77,6 +78,12 @@ class Backbone:
         made = Backbone(self.id, copy.deepcopy(self.model).float(), kind=self.kind, tokenizer=self.tokenizer)
         made.model.requires_grad_(True)
         return made, dict(made.model.named_parameters())
+
+    def twin(self) -> Backbone:
+        """The same model in modules of its own, which share all tensors with this one: layers can be put in there."""
+        tensors = itertools.chain(self.model.parameters(), self.model.buffers())
+        made = copy.deepcopy(self.model, {id(tensor): tensor for tensor in tensors})
+        return Backbone(self.id, made, kind=self.kind, tokenizer=self.tokenizer)
 
     @property
     def parameters(self) -> int:

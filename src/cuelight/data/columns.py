@@ -24,8 +24,10 @@ __all__ = [
     "as_text",
     "cell_text",
     "choose_columns",
+    "choose_texts",
     "is_list",
     "is_missing",
+    "shown",
     "split_delimited",
 ]
 
@@ -114,6 +116,11 @@ def cell_text(value: Any, column: str, source: str) -> str:
     return "" if is_missing(value) else as_text(value)
 
 
+def shown(value: Any, column: str, source: str) -> str:
+    """A cell of any other column as text; several values with spaces between them."""
+    return " ".join(map(str, value)) if is_list(value) else cell_text(value, column, source)
+
+
 def split_delimited(value: str, comma: bool = False) -> list[str]:
     """``"a;b"`` or ``"a|b"`` (with ``comma`` also ``"a, b"``) as its parts."""
     return [part.strip() for part in re.split("[;|,]" if comma else "[;|]", value) if part.strip()]
@@ -127,6 +134,14 @@ def choose_columns(
     Raises ``DataError`` naming the columns there are and the option to give.
     """
     return _Chooser(frame, spec, declared, where).columns()
+
+
+def choose_texts(frame: pd.DataFrame, spec: DataSpec, where: str = "the data") -> dict[str, str]:
+    """The columns of texts, ``text`` and maybe ``text_b``, of rows that need no label.
+
+    Raises ``DataError`` as `choose_columns`.
+    """
+    return _Chooser(frame, spec, {}, where).texts()
 
 
 class _Chooser:
@@ -153,6 +168,17 @@ class _Chooser:
             self._label_words()
         order = ("text", "text_b", "label", "label_name", "target")
         return Columns(kind, {role: self.choices[role] for role in order if role in self.choices})
+
+    def texts(self) -> dict[str, str]:
+        for role in ("text", "text_b"):
+            name = getattr(self.spec, role)
+            if name is not None:
+                self.choices[role] = Choice(self._existing(role, name), "given")
+        if "text" not in self.choices and len(self.names) == 1:
+            self.choices["text"] = Choice(self.names[0], "the only column")
+        else:
+            self._text()
+        return {role: choice.column for role, choice in self.choices.items()}
 
     # the answer: a label or a target
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cuelight.data.columns import Columns, cell_text, choose_columns, is_list, is_missing
+from cuelight.data.columns import Columns, cell_text, choose_columns, is_list, is_missing, shown
 from cuelight.data.labels import encode
 from cuelight.data.report import Report, SplitReport
 from cuelight.data.sample import draw, shot_rows, strata
@@ -195,7 +195,7 @@ def _normalise(
         if use in columns:
             rows[use] = [cell_text(value, columns[use], origin.name) for value in every[columns[use]]]
     for name in spec.columns:
-        rows[_OTHER + name] = [_shown(value, name, origin.name) for value in every[name]]
+        rows[_OTHER + name] = [shown(value, name, origin.name) for value in every[name]]
     empty = rows["text"].str.strip() == ""
     if "text_b" in columns and columns.kind != "generation":
         empty |= rows["text_b"].str.strip() == ""
@@ -219,7 +219,9 @@ def _normalise(
         report.drop(role, "empty text", (empty & of_role).sum())
         report.drop(role, reason, (unanswered & of_role).sum())
     rows = rows[~empty & ~unanswered].reset_index(drop=True)
-    texts = rows["text"] if "text_b" not in columns else rows["text"] + "\x1f" + rows["text_b"]
+    # A row is what a model reads of it: one sentence with two pairs of entities is two rows.
+    read = [name for name in ("text", "text_b", *(_OTHER + name for name in spec.columns)) if name in rows]
+    texts = rows[read].agg("\x1f".join, axis=1) if len(read) > 1 else rows["text"]
     rows["key"] = [" ".join(text.lower().split()) for text in texts]
     if not (rows["split"] == "train").any():
         counts = ", ".join(f"{count} with {what}" for what, count in report.splits["train"].dropped.items())
@@ -227,11 +229,6 @@ def _normalise(
             f"{origin.name} has no usable training row ({counts or 'no rows'}): check the columns"
         )
     return rows, classes
-
-
-def _shown(value: Any, column: str, source: str) -> str:
-    """A cell of another column as text; several values with spaces between them."""
-    return " ".join(map(str, value)) if is_list(value) else cell_text(value, column, source)
 
 
 def _targets(value: Any, column: str) -> list[str] | None:

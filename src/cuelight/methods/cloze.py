@@ -152,7 +152,7 @@ class Cloze(Method):
 
     def scores(self, batch: TextBatch) -> Tensor:
         """Class scores ``[B, C]``."""
-        if self.tunes:
+        if self.lm is not self.backbone:
             self.lm.model.train(self.training)
         verbalizer = self.verbalizer
         if isinstance(verbalizer, PrototypeVerbalizer):
@@ -210,7 +210,7 @@ class Cloze(Method):
 
     def groups(self) -> list[ParamGroup]:
         found = []
-        if self.tunes:
+        if self.weights:
             usual = 1e-4 if self.backbone.kind == "seq2seq" else 2e-5
             rate = self.config.model_rate or usual
             found.append(ParamGroup("weights", dict(self.weights.items()), lr=rate))

@@ -82,7 +82,7 @@ class Item:
     """One tokenised row: ids of the text, ids of the answer (training), and what it is judged by.
 
     In ``text`` the vector ``k`` of a soft template is the id ``-1 - k``.  ``columns`` are those of the data that the
-    template names.
+    template names.  ``row`` is what was read, for who fills another template with it.
     """
 
     text: list[int]
@@ -91,6 +91,7 @@ class Item:
     labels: list[int] = field(default_factory=list)
     targets: list[str] = field(default_factory=list)
     columns: dict[str, str] = field(default_factory=dict)
+    row: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass
@@ -210,6 +211,7 @@ class TextTask:
                 list(row.get("labels", [])),
                 list(row.get("targets", [])),
                 {name: row[name] for name in self.columns},
+                row,
             )
             if answers and self._answers_in_words:
                 item.answer = self.answer_ids(item)

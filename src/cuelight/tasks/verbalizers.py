@@ -174,19 +174,23 @@ class WeightedVerbalizer(ManualVerbalizer):
 
 
 class SoftVerbalizer(nn.Module):
-    """One vector for each class, against what the language-model head reads: ``z = A u``, no bias.
+    """One vector for each class, against what the language-model head reads: ``z = A u``.
 
     Args:
         rows: ``[C, width]``, the start of ``A``.
+        bias: ``[C]``, added and not learned.
     """
 
-    def __init__(self, rows: Tensor) -> None:
+    def __init__(self, rows: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
         self.rows = nn.Parameter(rows.detach().clone().float())
+        self.bias: Tensor | None
+        self.register_buffer("bias", None if bias is None else bias.detach().clone().float())
 
     def forward(self, states: Tensor) -> Tensor:
         """Class scores ``[B, C]`` of slot states ``[B, width]``."""
-        return states.float() @ self.rows.T
+        found = states.float() @ self.rows.T
+        return found if self.bias is None else found + self.bias
 
 
 class PrototypeVerbalizer(nn.Module):
