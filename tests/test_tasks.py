@@ -95,7 +95,7 @@ def refused(call: Callable[[], Any], kind: type[CuelightError] = ConfigError) ->
         ("Review: {text", "causal", False, "literal braces"),
         ("Review: text}", "causal", False, "literal braces"),
         ("Review:", "causal", False, "has no {text}"),
-        ("{text:d}", "causal", False, "takes no format"),
+        ("{options:d}", "causal", False, "takes no format"),
         ("{text!r}", "causal", False, "takes no format"),
         ("{text} {text_b}", "causal", False, "one text column"),
         ("{text}", "masked", False, "exactly one {mask}"),
