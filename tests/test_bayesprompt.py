@@ -124,9 +124,10 @@ def test_relations_of_a_csv(tmp_path: Path) -> None:
         for who, verb, span, label in (("Ann", "lives in", "3 4", "residence"), ("Bo", "left", "2 3", "Other"))
     ]  # fmt: skip
     pd.DataFrame(rows).to_csv(tmp_path / "my.csv", index=False)
+    template = "{text:head_span,tail_span} {soft.sub:subject} {head} {soft.obj:object} {tail}: {mask}"
     run = cuelight.tune("bayesprompt", backbone=real("minimind2-26m"), data=str(tmp_path / "my.csv"), text="text",
                         label="label", steps=2, svgd_steps=20, batch_size=4, output=str(tmp_path / "run"),
-                        template="{text:head_span,tail_span} {soft.sub:subject} {head} and {soft.obj:object} {tail}: {mask}")  # fmt: skip
+                        template=template)  # fmt: skip
     asked = [
         {"text": "Cy lives in Kiel .", "head": "Cy", "tail": "Kiel", "head_span": "0 1", "tail_span": "3 4"}
     ]

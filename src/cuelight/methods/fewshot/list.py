@@ -72,7 +72,7 @@ class LiSTConfig(ClozeConfig):
         0.6, ge=0, le=1, description="Share of a round's steps before weights are learned."
     )
     meta_batch: int = Field(4, ge=1, description="True labels that a step's weights are learned from.")
-    restart: bool = Field(
+    new_student: bool = Field(
         True, description="Off: the student goes on from the teacher's weights (a control)."
     )
     final_labels: bool = Field(True, description="Off: a round ends without true labels (a control).")
@@ -182,7 +182,7 @@ class LiST(Cloze):
         labels = torch.where(wrong[:, None], moved, labels)
         self._pseudo = list(zip(items, labels, wrong.tolist(), strict=True))
         self.step.zero_()
-        if self.config.restart:
+        if self.config.new_student:
             with torch.no_grad():
                 for name, parameter in self.named_parameters():
                     parameter.copy_(self._fresh[name])
