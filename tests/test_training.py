@@ -63,6 +63,30 @@ def fit(stages: Stage | list[Stage], model: nn.Module, **options: Any) -> TrainR
     return train(stages, model, TrainConfig(**options), workdir=workdir, device="cpu", progress=False)
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"epochs": 3.0}, [(13, 1, 3), (26, 2, 3), (39, 3, 3)]),
+        ({"steps": 20}, [(13, 1, 2), (20, 2, 2)]),  # the second pass is cut short
+        ({"steps": 15}, [(13, 1, 1)]),  # hardly a second one
+        ({"epochs": 2.0, "accumulation": 5}, [(3, 1, 2), (6, 2, 2)]),
+        ({"steps": 1, "accumulation": 27}, [(1, 1, 2), (1, 2, 2)]),
+    ],
+)
+def test_the_ends_of_epochs_are_told(options: dict[str, Any], expected: list[tuple[int, int, int]]) -> None:
+    model, told, steps = linear(), [], [0]
+    fit(
+        stage(
+            model,
+            after_step=lambda: steps.__setitem__(0, steps[0] + 1),
+            after_epoch=lambda epoch, epochs: told.append((steps[0], epoch, epochs)),
+        ),
+        model,
+        **options,
+    )
+    assert told == expected
+
+
 def test_learns_digits_like_the_closed_problem_allows() -> None:
     model = linear()
 

@@ -477,8 +477,23 @@ class _Work:
         if self.stage.after_step is not None:
             with torch.no_grad():
                 self.stage.after_step()
+        if self.stage.after_epoch is not None:
+            with torch.no_grad():
+                for epoch in self._ended(step):
+                    self.stage.after_epoch(epoch, self.epochs)
         losses.add(step, loss_sum, self._rates()[0])
         return stop
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the examples, to the nearest whole number."""
+        return max(1, round(self.total * self.config.accumulation / self.batches.per_epoch))
+
+    def _ended(self, step: int) -> range:
+        """The passes, from 1, that end with ``step``; all have ended with the stage."""
+        each, per_epoch = self.config.accumulation, self.batches.per_epoch
+        before, now = ((k * each) // per_epoch for k in (step - 1, step))
+        return range(min(before, self.epochs) + 1, (self.epochs if step == self.total else now) + 1)
 
     def _reduce(self, loss: Tensor, stop: bool) -> tuple[Tensor, bool]:
         """Add up gradients, loss and the wish to stop over all processes, in one message."""

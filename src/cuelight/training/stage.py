@@ -53,6 +53,9 @@ class Stage:
         monitor: the metric that ``patience`` and ``keep='best'`` watch.
         higher_is_better: whether a larger ``monitor`` is better; of ties the earlier wins.
         after_step: runs without gradients after every optimiser step, for example a projection.
+        after_epoch: ``(epoch, epochs)``, from 1, runs without gradients behind the step that ends a pass over the
+            examples.  A last pass that is cut short counts from half its length on, and ends with the stage.  What
+            it keeps must be learned tensors or buffers, which a checkpoint holds.
         defaults: ``TrainConfig`` fields that the method recommends; what the user gives wins.
         insists: fields that are this stage's own, whatever the user gives for the run (the rate of a stage that
             learns something else than the first one does).
@@ -70,6 +73,7 @@ class Stage:
     begin: Callable[[], None] | None = None
     finish: Callable[[], None] | None = None
     after_step: Callable[[], None] | None = None
+    after_epoch: Callable[[int, int], None] | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
     insists: Mapping[str, Any] = field(default_factory=dict)
     batch_order: Callable[[int, int, int], list[int]] | None = None
