@@ -672,17 +672,19 @@ def test_a_real_causal_model(smollm: Backbone) -> None:
 
 
 def test_a_real_model_learns_the_same_with_a_shared_prefix(minimind: Backbone) -> None:
-    texts = sentences(minimind, ["The film was a joy from start to end.", "Dull."])
-    answers = sentences(minimind, [" good", " bad"])
-    prompt = minimind.embed(torch.arange(100, 110)).detach().requires_grad_()
+    exact = minimind.copy()[0]  # in float64: what is left of a difference is no rounding
+    exact.model.double().requires_grad_(False)
+    texts = sentences(exact, ["The film was a joy from start to end.", "Dull."])
+    answers = sentences(exact, [" good", " bad"])
+    prompt = exact.embed(torch.arange(100, 110)).detach().requires_grad_()
     losses, gradients = [], []
     for given in (prompt, prompt.expand(2, -1, -1)):
-        logits, targets = answer_logits(minimind, batch_of(texts, answers), Condition(prompt=given))
+        logits, targets = answer_logits(exact, batch_of(texts, answers), Condition(prompt=given))
         loss = cross_entropy(logits, targets)
         losses.append(loss.detach())
         gradients.append(torch.autograd.grad(loss, prompt)[0])
-    torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-6)
 
 
 def test_batches_move_whole() -> None:

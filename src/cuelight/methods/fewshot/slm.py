@@ -92,6 +92,8 @@ class SLMConfig(ClozeConfig):
     @classmethod
     def _read(cls, value: Any) -> Any:
         """Files are read at once, so that an artifact is whole without them."""
+        if not isinstance(value, str | list | tuple):
+            return value
         found: list[Any] = []
         for entry in (value,) if isinstance(value, str) else value:
             is_file = isinstance(entry, str) and entry.startswith("@")
