@@ -21,6 +21,7 @@ from cuelight.errors import ConfigError
 from cuelight.methods.base import get_method
 from cuelight.methods.fewshot.list import LiST
 from cuelight.tasks.text import TaskConfig, TextTask
+from cuelight.tuning import run_fingerprint
 from test_cloze import CLASSES, ROWS, batch_of, real
 
 WORDS = {"negative": "bad", "positive": "good"}
@@ -142,3 +143,20 @@ def test_on_a_csv_with_nothing_but_class_names(tmp_path: Path) -> None:
     assert float(method.trust[:, 1].sum()) == 2 * 16  # two steps of 16 rows had learned weights
     again = cuelight.load(str(tmp_path / "run"))
     assert again.predict(texts) == run.prompt.predict(texts)
+
+
+def test_another_file_is_another_run(tmp_path: Path) -> None:
+    """A run is its further files' contents too, wherever they lie."""
+    rows = pd.DataFrame({"text": ["a joy", "a bore"] * 6, "label": ["good", "bad"] * 6})
+    splits = cuelight.data.read(rows)
+    more = tmp_path / "more.txt"
+
+    def fingerprint() -> str:
+        return run_fingerprint(made(unlabelled=str(more)), splits)
+
+    more.write_text("one text\n")
+    before = fingerprint()
+    more.write_text("another text\n")
+    assert fingerprint() != before
+    more.write_text("one text\n")
+    assert fingerprint() == before

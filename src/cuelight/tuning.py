@@ -17,6 +17,7 @@ from cuelight.backbones.backbone import load_backbone
 from cuelight.config import build, field_names, route
 from cuelight.data import DataSpec, Splits, read
 from cuelight.data.sample import draw, strata
+from cuelight.data.sources import contents
 from cuelight.errors import ConfigError, DataError
 from cuelight.evaluation.evaluate import evaluate
 from cuelight.evaluation.memory import PeakMemory
@@ -236,6 +237,9 @@ def run_fingerprint(method: Method, splits: Splits) -> str:
         splits.fingerprint,
         splits.max_validation or VALIDATION_ROWS,
     ]
+    for option in method.reads:
+        named = (getattr(method.config, option) or "").split(",")
+        parts += [contents(name.strip()) for name in named if name.strip()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cuelight.cache import sha256_of
 from cuelight.data import builtin
 from cuelight.data.files import (
     FILE_SUFFIXES,
@@ -25,7 +27,7 @@ from cuelight.errors import DataError, nearest
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["ROLES", "Source", "open_source", "role_of"]
+__all__ = ["ROLES", "Source", "contents", "open_source", "role_of"]
 
 ROLES = {
     "train": ("train", "training"),
@@ -106,6 +108,19 @@ def _named(name: str) -> Path | None:
             if path.exists():
                 return path
     return None
+
+
+def contents(source: str) -> str:
+    """A digest of the files that ``source`` stands for on this machine; empty for what lies elsewhere."""
+    path = Path(source).expanduser()
+    place = path if path.exists() else _named(source)
+    if place is None:
+        return ""
+    files = sorted(p for p in place.rglob("*") if p.is_file()) if place.is_dir() else [place]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(place)}\0{sha256_of(file)}\0".encode())
+    return digest.hexdigest()
 
 
 def _open_path(path: Path) -> Source:

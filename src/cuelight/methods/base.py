@@ -90,6 +90,8 @@ class Method(nn.Module):
     """Whether it learns the soft words of a template."""
     verbalizes: ClassVar[bool] = False
     """Whether a class may have several label words."""
+    reads: ClassVar[tuple[str, ...]] = ()
+    """Options that name further files, comma separated: what these hold decides a run's result, too."""
 
     def __init__(self, backbone: Backbone, task: TextTask, config: Any) -> None:
         super().__init__()
