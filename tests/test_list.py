@@ -147,7 +147,8 @@ def test_on_a_csv_with_nothing_but_class_names(tmp_path: Path) -> None:
 
 def test_another_file_is_another_run(tmp_path: Path) -> None:
     """A run is its further files' contents too, wherever they lie."""
-    rows = pd.DataFrame({"text": ["a joy", "a bore"] * 6, "label": ["good", "bad"] * 6})
+    texts = [f"{what} of film {k}" for k in range(6) for what in ("a joy", "a bore")]
+    rows = pd.DataFrame({"text": texts, "label": ["good", "bad"] * 6})
     splits = cuelight.data.read(rows)
     more = tmp_path / "more.txt"
 
