@@ -56,6 +56,12 @@ def write_result(kind: str, name: str, module: str, result: dict[str, Any]) -> P
     return path
 
 
+def read_result(kind: str, name: str) -> dict[str, Any]:
+    """What `write_result` wrote before; empty without."""
+    path = ROOT / kind / "results" / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
 def data_file(name: str) -> str:
     """A Parquet file of the public data sets, by its path below ``CUELIGHT_DATA``."""
     path = DATA / name

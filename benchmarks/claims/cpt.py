@@ -6,8 +6,8 @@ examples), 150 test rows.
 
     python -m benchmarks.claims.cpt            # goes on where it was interrupted
 
-Arms: in-context; prompt tuning with as many steps (20 vectors); cpt; and cpt without balls, and with the training
-row's answer alone.
+Arms: in-context; prompt tuning with as many steps (20 vectors); cpt; and cpt without balls, with the training row's
+answer alone, with one answer of the context drawn at random, and with labels that may move.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import cuelight
 from benchmarks.claims.grid import SEARCH_SEED, SEEDS, arguments_of, listed, search, spread, tuned, verdict
-from benchmarks.common import data_file, write_result
+from benchmarks.common import data_file, read_result, write_result
 
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "in-context": ("in-context", {"demonstrations": 4}),
@@ -26,6 +26,8 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "cpt": ("cpt", {"demonstrations": 4}),
     "no balls": ("cpt", {"demonstrations": 4, "project": False}),
     "training label only": ("cpt", {"demonstrations": 4, "context_loss": "none"}),
+    "one random label": ("cpt", {"demonstrations": 4, "context_loss": "random"}),
+    "labels move": ("cpt", {"demonstrations": 4, "move_labels": True}),
 }
 GRID = {
     "prompt-tuning": [{"learning_rate": rate} for rate in (3e-3, 1e-2)],
@@ -78,11 +80,18 @@ def main() -> None:
 
         return loss(rows.test) - loss(rows.train)
 
-    chosen, record = search(GRID, validate)
+    before = read_result("claims", "cpt") if given.keep else {}
+    chosen, record = search({} if before else GRID, validate)
+    if before:
+        record = before["search"]
+        chosen = {arm: entry["chosen"] for arm, entry in record.items()}
     sets: dict[str, Any] = {}
     for name in given.only.split(",") if given.only else OPTIONS:
         arms = {}
         for arm, (method, _) in ARMS.items():
+            if before and arm in before["sets"][name]["arms"]:
+                arms[arm] = before["sets"][name]["arms"][arm]
+                continue
             runs = [run(arm, name, seed, chosen.get(method, {})) for seed in SEEDS]
             more = {"options": chosen.get(method, {})}
             if arm in ("cpt", "prompt-tuning"):

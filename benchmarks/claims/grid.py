@@ -33,6 +33,9 @@ def arguments_of(doc: str | None, folder: str, **more: int) -> argparse.Namespac
     parser.add_argument(
         "--only", default="", help="only these data sets, comma separated; nothing is written then"
     )
+    parser.add_argument(
+        "--keep", action="store_true", help="take what the committed result has; only new arms run"
+    )
     for name, default in more.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
     found = parser.parse_args()

@@ -6,8 +6,9 @@ by their instruction (instruction_induction, generation, exact match), 1,000 tra
 
     python -m benchmarks.claims.iapt            # goes on where it was interrupted
 
-Arms: iapt with four tokens; free vectors before the text, four and fifty; and iapt with prompts from another row, and with
-the first layer only.
+Arms: iapt with four tokens; free vectors before the text, four and fifty; free keys and values in every layer (of the
+decoder), four and as many as make iapt's size; and iapt with prompts from another row, with the first layer only, with
+the mean of the text for attention pooling, and with GELU in all layers.
 """
 
 from __future__ import annotations
@@ -18,18 +19,24 @@ import pandas as pd
 
 import cuelight
 from benchmarks.claims.grid import SEARCH_SEED, SEEDS, arguments_of, listed, search, spread, tuned, verdict
-from benchmarks.common import data_file, write_result
+from benchmarks.common import data_file, read_result, write_result
 
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "iapt": ("iapt", {}),
     "4 vectors": ("prompt-tuning", {"length": 4}),
     "50 vectors": ("prompt-tuning", {"length": 50}),
+    "every layer, 4": ("prefix-tuning", {"length": 4}),
+    "every layer, same size": ("prefix-tuning", {"length": 22}),
     "another row's": ("iapt", {"mismatch": True}),
     "first layer": ("iapt", {"layers": "first"}),
+    "mean pooling": ("iapt", {"pooling": "mean"}),
+    "one activation": ("iapt", {"activation": "fixed"}),
 }
+RIVALS = [arm for arm, (method, _) in ARMS.items() if method != "iapt"]
 GRID = {
     "iapt": [{"learning_rate": rate} for rate in (3e-3, 3e-2)],
     "prompt-tuning": [{"learning_rate": rate} for rate in (0.1, 0.3)],
+    "prefix-tuning": [{"learning_rate": rate} for rate in (3e-3, 3e-2)],
 }
 OPTIONS: dict[str, dict[str, Any]] = {
     "trec": {"template": "Question: {text}\nThe question asks for:"},
@@ -82,7 +89,7 @@ def main() -> None:
 
     def validate(arm: str, options: dict[str, Any]) -> float:
         found = run(
-            {"prompt-tuning": "50 vectors"}.get(arm, arm),
+            {"prompt-tuning": "50 vectors", "prefix-tuning": "every layer, same size"}.get(arm, arm),
             "trec",
             SEARCH_SEED,
             options,
@@ -90,12 +97,19 @@ def main() -> None:
         assert found.training is not None
         return float(found.training.best["accuracy"])
 
-    chosen, record = search(GRID, validate)
+    before = read_result("claims", "iapt") if given.keep else {}
+    known = before.get("search", {})
+    chosen, record = search({arm: grid for arm, grid in GRID.items() if arm not in known}, validate)
+    record = {**known, **record}
+    chosen = {arm: entry["chosen"] for arm, entry in record.items()}
     sets: dict[str, Any] = {}
     for name in given.only.split(",") if given.only else OPTIONS:
         metric = "accuracy" if name == "trec" else "exact_match"
         arms = {}
         for arm, (method, _) in ARMS.items():
+            if before and arm in before["sets"][name]["arms"]:
+                arms[arm] = before["sets"][name]["arms"][arm]
+                continue
             runs = [run(arm, name, seed, chosen[method]) for seed in SEEDS]
             figures = [r.metrics[metric] for r in runs]
             arms[arm] = spread(figures, options=chosen[method], trainable=runs[0].trainable)
@@ -112,8 +126,8 @@ def summary(sets: dict[str, Any]) -> str:
     for name, entry in sets.items():
         arms = entry["arms"]
         own = arms["iapt"]["mean"]
-        above = {a: own > arms[a]["mean"] for a in list(ARMS)[1:3]}
-        not_worse = [a for a in list(ARMS)[3:] if arms[a]["mean"] >= own]
+        above = {a: own > arms[a]["mean"] for a in RIVALS}
+        not_worse = [a for a in ARMS if a not in ("iapt", *RIVALS) and arms[a]["mean"] >= own]
         sentences += [
             f"{name} ({entry['metric']}, %): {listed(arms)}.",
             "IAPT above " + ", ".join(f"{a}: {verdict(holds)}" for a, holds in above.items()) + ".",
