@@ -27,7 +27,8 @@ from cuelight.config import build
 from cuelight.errors import ArtifactError, ConfigError, DataError
 from cuelight.evaluation.evaluate import evaluate, predict_items
 from cuelight.methods.base import Method, get_method
-from cuelight.tasks.text import Item, Predictions, TaskConfig, TextTask
+from cuelight.tasks.kinds import task_from_dict
+from cuelight.tasks.predictions import Predictions
 
 __all__ = ["FILES", "FORMAT", "Prompt", "load", "read_card", "restore", "versions", "writing"]
 
@@ -66,7 +67,7 @@ class Prompt:
 
     def predict(
         self,
-        texts: Sequence[str | tuple[str, str] | Mapping[str, str]],
+        texts: Sequence[Any],
         *,
         probabilities: bool = False,
         batch_size: int = 32,
@@ -74,16 +75,18 @@ class Prompt:
     ) -> list[Any]:
         """Answers for texts, pairs of texts, or dictionaries with ``text`` (``text_b``) and the template's columns.
 
+        A method that reads pictures takes paths, encoded pictures or PIL images instead.
+
         Returns:
             Class names, lists of names (multilabel), or generated texts; with ``probabilities`` a dictionary
             ``{"answer": ..., "probabilities": {class: chance}}`` for each text.
 
         Raises:
-            DataError: a text that is not a string, or empty.
+            DataError: a text that is not a string, or empty; a picture that can not be read.
         """
         if isinstance(texts, str):
             raise DataError("texts: is one string; give a list of strings")
-        rows = [self.row(k, text) for k, text in enumerate(texts)]
+        rows = [self.method.task.row(k, text) for k, text in enumerate(texts)]
         if not rows:
             return []
         items = self.method.task.encode(rows, answers=False)
@@ -98,30 +101,6 @@ class Prompt:
         tables = [dict(zip(names, row, strict=True)) for row in found.probabilities.tolist()]
         return [{"answer": a, "probabilities": p} for a, p in zip(found.answers, tables, strict=True)]
 
-    def row(self, place: int, text: Any) -> dict[str, str]:
-        """What the task reads for one text or pair."""
-        pairs = self.method.task.pairs
-        others = self.method.task.columns
-        if others and not isinstance(text, Mapping):
-            names = ", ".join(repr(name) for name in ("text", "text_b")[: 1 + pairs] + others)
-            raise DataError(
-                f"texts: number {place} is {_shown(text)}; give a dictionary with {names} for each"
-            )
-        if isinstance(text, Mapping):
-            missing = [
-                n for n in (*("text", "text_b")[: 1 + pairs], *others) if not isinstance(text.get(n), str)
-            ]
-            if missing:
-                raise DataError(f"texts: number {place} has no text '{missing[0]}'; give it")
-            return {n: text[n] for n in (*("text", "text_b")[: 1 + pairs], *others)}
-        parts = [text] if isinstance(text, str) else list(text) if isinstance(text, tuple | list) else []
-        if len(parts) != 1 + pairs or not all(isinstance(part, str) for part in parts):
-            wanted = "a pair of strings" if pairs else "a string"
-            raise DataError(f"texts: number {place} is {_shown(text)}; give {wanted} for each")
-        if not all(part.strip() for part in parts):
-            raise DataError(f"texts: number {place} is empty; leave it out")
-        return dict(zip(("text", "text_b"), parts, strict=False))
-
     def evaluate(
         self, rows: Iterable[Mapping[str, Any]], *, batch_size: int = 32, progress: str | None = None
     ) -> dict[str, float]:
@@ -130,7 +109,7 @@ class Prompt:
         Raises:
             DataError: there are no rows.
         """
-        items: list[Item] = self.method.task.encode(list(rows))
+        items = self.method.task.encode(list(rows))
         if not items:
             raise DataError("rows: there are none to measure on")
         return evaluate(self.method, items, batch_size=batch_size, progress=progress)[0]
@@ -236,19 +215,10 @@ def load(
     try:
         kind = get_method(card["method"])
         config = build(kind.Config, card["config"])
-        options = build(TaskConfig, spec["config"])
+        kind.check(host, spec["kind"], spec.get("modality", "text"))
+        task = task_from_dict(host, spec)
     except ConfigError as error:
         raise ArtifactError(f"artifact {path}: is of another version or needs a plug-in ({error})") from error
-    kind.check(host, spec["kind"])
-    task = TextTask(
-        host,
-        spec["kind"],
-        spec["classes"],
-        pairs=spec["pairs"],
-        config=options,
-        frequencies=spec["frequencies"],
-        columns=spec.get("columns", ()),
-    )
     method = kind(host, task, config)
     restore(method, card, path)
     return Prompt(method, {name: value for name, value in card.items() if name not in _OWN})
@@ -332,11 +302,6 @@ def writing(target: Path, names: set[str], what: str) -> Iterator[Path]:
 def _checksum(card: Mapping[str, Any]) -> str:
     text = json.dumps({k: v for k, v in card.items() if k != "checksum"}, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def versions() -> dict[str, str]:

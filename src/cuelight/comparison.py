@@ -21,8 +21,7 @@ from cuelight.data import DataSpec, Splits
 from cuelight.errors import ArtifactError, ConfigError, CuelightError
 from cuelight.evaluation import tables
 from cuelight.methods.base import Method, get_method
-from cuelight.tasks.template import columns_of
-from cuelight.tasks.text import TaskConfig, make_task
+from cuelight.tasks.kinds import make_task, task_options
 from cuelight.training import TrainConfig
 from cuelight.tuning import given_options, option_homes, read_rows, run_fingerprint, tune
 
@@ -156,7 +155,7 @@ def compare(
     _check_names(names, common, options or {})
     shared = route({k: v for k, v in common.items() if k in field_names(DataSpec)}, [DataSpec])[0]
 
-    named = dict.fromkeys(name for plan in plans for name in columns_of(plan.task.template))
+    named = dict.fromkeys(name for plan in plans for name in plan.task.columns)
     if named and not isinstance(data, Splits):
         shared["columns"] = tuple(dict.fromkeys([*shared.get("columns", ()), *named]))
 
@@ -203,7 +202,7 @@ class _Plan:
         self.parts = route(self.options, homes)
         models: list[Any] = [build(home, part) for home, part in zip(homes, self.parts, strict=True)]
         self.training = next(m for m in models if isinstance(m, TrainConfig))
-        self.task = next(m for m in models if isinstance(m, TaskConfig))
+        self.task: Any = next(m for m in models if isinstance(m, task_options(self.kind.card.reads)))
 
     @contextmanager
     def learner(self, host: Backbone, splits: Splits, seed: int) -> Iterator[Method]:

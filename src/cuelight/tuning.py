@@ -22,8 +22,8 @@ from cuelight.errors import ConfigError, DataError
 from cuelight.evaluation.evaluate import evaluate
 from cuelight.evaluation.memory import PeakMemory
 from cuelight.methods.base import Data, Method, get_method
-from cuelight.tasks.template import columns_of
-from cuelight.tasks.text import Predictions, TaskConfig, TextTask, make_task
+from cuelight.tasks.kinds import make_task, task_options
+from cuelight.tasks.predictions import Predictions
 from cuelight.training import Stage, TrainConfig, TrainResult, checkpoint, forget, train
 
 __all__ = ["VALIDATION_ROWS", "Run", "option_homes", "tune"]
@@ -63,8 +63,9 @@ class Run:
 
 
 def option_homes(method: str) -> list[type]:
-    """The models whose fields `tune` takes as options for ``method``."""
-    return [get_method(method).Config, TrainConfig, TaskConfig, DataSpec]
+    """The models whose fields `tune` takes as options for ``method``: its own, training, task, data."""
+    kind = get_method(method)
+    return [kind.Config, TrainConfig, task_options(kind.card.reads), DataSpec]
 
 
 def tune(
@@ -93,7 +94,8 @@ def tune(
         progress: show progress on stderr.
         restart: forget what ``output`` holds and begin anew.
         on_report: called with the data's report before learning starts.
-        **options: any field of the method's own options, `TrainConfig`, `TaskConfig` and `DataSpec`.
+        **options: any field of the method's own options, `TrainConfig`, the task's (`TaskConfig` for texts,
+            `ImageConfig` for pictures) and `DataSpec`.
             Training looks at 200 of the validation rows, drawn class by class; ``max_validation`` sets
             another number.
 
@@ -101,20 +103,20 @@ def tune(
         CuelightError: any mistake in the arguments, in one line.
     """
     kind = get_method(method)
-    own, training, task_options, data_options = route(options, option_homes(method))
+    own, training, task_given, data_options = route(options, option_homes(method))
     train_config = build(TrainConfig, training)
     if "init_seed" in field_names(kind.Config):
         own.setdefault("init_seed", train_config.seed)
     config = build(kind.Config, own)
-    task_config = build(TaskConfig, task_options)
-    named = columns_of(task_config.template)
+    task_config: Any = build(task_options(kind.card.reads), task_given)
+    named = task_config.columns
     if named and not isinstance(data, Splits):
         data_options["columns"] = tuple(dict.fromkeys([*data_options.get("columns", ()), *named]))
     splits = read_rows(data, data_options)
     if on_report:
         on_report(splits.report.lines())
     host = load_backbone(backbone, device=device, dtype=dtype, tokenizer=tokenizer, progress=progress)
-    kind.check(host, splits.kind)
+    kind.check(host, splits.kind, splits.modality)
     task = make_task(host, splits, task_config)
     learner = kind(host, task, config)
 
@@ -130,7 +132,7 @@ def tune(
         raise DataError("data: no rows are left to measure on; add a test split or more rows")
     watched = _watched(splits)
     rows = Data(task.encode(splits.train), task.encode(watched), splits.train)
-    report = [*splits.report.lines(), *_task_lines(task)]
+    report = [*splits.report.lines(), *task.lines()]
     if len(watched) < len(splits.validation):
         report.append(
             f"validation during training: {len(watched)} of {len(splits.validation)} rows (max_validation)"
@@ -219,7 +221,7 @@ def _add_validation(stage: Stage, method: Method, rows: Data, at_once: int) -> N
     def loss() -> dict[str, float]:
         total, count = 0.0, 0
         for k in range(0, len(rows.validation), at_once):
-            batch = method.task.collate(rows.validation[k : k + at_once]).to(method.backbone.device)
+            batch = method.batch(rows.validation[k : k + at_once]).to(method.backbone.device)
             total += float(method.loss(batch)) * len(batch)
             count += len(batch)
         return {"validation_loss": total / count}
@@ -289,7 +291,7 @@ def _finished(method: Method, card: dict[str, Any], splits: Splits, folder: Path
     return Run(
         card["metrics"],
         Prompt(method, record),
-        [*splits.report.lines(), *_task_lines(method.task)],
+        [*splits.report.lines(), *method.task.lines()],
         result,
         card["seconds"],
         card["peak_memory"],
@@ -307,14 +309,3 @@ def _save(run: Run, folder: Path) -> None:
     for file in sorted(made.iterdir(), key=lambda f: f.name == "cuelight.json"):
         os.replace(file, folder / file.name)
     made.rmdir()
-
-
-def _task_lines(task: TextTask) -> list[str]:
-    shown = task.template.replace("\n", "\\n")
-    lines = [f"template: {shown}"]
-    if task.words:
-        words = ", ".join(task.words[:12]) + (f", ... ({len(task.words)})" if len(task.words) > 12 else "")
-        lines.append(f"label words: {words}")
-    if task.truncated:
-        lines.append(f"{task.truncated} texts were longer than {task.max_length} tokens and were cut")
-    return lines

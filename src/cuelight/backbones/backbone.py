@@ -26,6 +26,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 from cuelight.backbones.builtin import BUILTIN, ensure
+from cuelight.backbones.dual import Dual
 from cuelight.backbones.towers import Tower, find_towers
 from cuelight.errors import BackboneError, nearest
 
@@ -64,6 +65,8 @@ class Backbone:
         self.processor = processor
         self.folder = folder
         self.towers = find_towers(model)
+        self.memory: dict[Any, Tensor] = {}
+        """Frozen features that were computed once, by whatever tells them apart; on the CPU."""
 
     def __repr__(self) -> str:
         towers = ", ".join(f"{t.name} {t.depth}x{t.width}" for t in self.towers.values())
@@ -109,6 +112,11 @@ class Backbone:
         raise BackboneError(
             f"backbone {self.id}: reads no text (towers: {', '.join(self.towers)}); use a language model"
         )
+
+    @cached_property
+    def dual(self) -> Dual | None:
+        """The joint space of texts and images; None for models without one."""
+        return Dual.of(self.model, self.towers)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -27,6 +27,7 @@ __all__ = ["DATA_HELP", "HeadedCommand", "HeadedOption", "Setting", "given", "pa
 DATA_HELP = {
     "text": "Column with the text.",
     "text_b": "Column with the second text of a pair.",
+    "image": "Column with the picture: a path, relative to the file, or encoded bytes.",
     "columns": "Other columns to keep, comma separated; those a template names are kept anyway.",
     "label": "Column with the label.",
     "target": "Column with the text a generation task should answer.",

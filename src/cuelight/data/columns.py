@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cuelight.data.images import holds_pictures
 from cuelight.data.report import Choice
 from cuelight.data.spec import DataSpec, Kind
 from cuelight.errors import DataError, nearest
@@ -57,12 +58,16 @@ _TARGET = (
     "summaries", "highlights", "reference", "references", "translation", "simplification", "simplifications",
     "ground_truth", "solution",
 )  # fmt: skip
+_IMAGE = (
+    "image", "img", "picture", "photo", "image_path", "img_path", "path", "file", "filename", "file_name",
+    "filepath", "file_path",
+)  # fmt: skip
 _PLURAL = ("labels", "tags", "genres", "topics", "categories", "emotions", "label_names")
 _SPLIT = "split"
 
 
 class Columns:
-    """The columns taken: ``kind``, and per role (text, text_b, label, label_name, target) a ``Choice``."""
+    """The columns taken: ``kind``, and per role (text, text_b, image, label, label_name, target) a ``Choice``."""
 
     def __init__(self, kind: Kind, choices: dict[str, Choice]) -> None:
         self.kind = kind
@@ -156,17 +161,19 @@ class _Chooser:
         self.choices: dict[str, Choice] = {}
 
     def columns(self) -> Columns:
-        for role in ("text", "text_b", "label", "target"):
+        for role in ("text", "text_b", "image", "label", "target"):
             name = getattr(self.spec, role)
             if name is not None:
                 self.choices[role] = Choice(self._existing(role, name), "given")
+        self._image()
         kind = self._answer()
-        self._text()
+        if "image" not in self.choices:
+            self._text()
         if kind == "classification":
             kind = self._classification_kind()
         if kind != "generation":
             self._label_words()
-        order = ("text", "text_b", "label", "label_name", "target")
+        order = ("text", "text_b", "image", "label", "label_name", "target")
         return Columns(kind, {role: self.choices[role] for role in order if role in self.choices})
 
     def texts(self) -> dict[str, str]:
@@ -278,6 +285,20 @@ class _Chooser:
                 continue
             self.choices["label_name"] = Choice(column, "guessed by its name: it names the labels")
             return
+
+    # the picture
+
+    def _image(self) -> None:
+        if any(role in self.choices for role in ("image", "text", "text_b")):
+            return
+        named = [self.by_plain[plain] for plain in _IMAGE if plain in self.by_plain]
+        for column in dict.fromkeys([*named, *self.names]):
+            if holds_pictures(self._values(column)):
+                why = (
+                    "guessed by its name: it holds pictures" if column in named else "guessed: holds pictures"
+                )
+                self.choices["image"] = Choice(column, why)
+                return
 
     # the text
 

@@ -11,11 +11,12 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from cuelight.data.columns import Columns, cell_text, choose_columns, is_list, is_missing, shown
+from cuelight.data.images import as_picture, picture_key
 from cuelight.data.labels import encode
 from cuelight.data.report import Report, SplitReport
 from cuelight.data.sample import draw, shot_rows, strata
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["Splits", "read"]
+
+Modality = Literal["text", "image"]
 
 _ROW, _SPLIT, _OTHER = (
     "\x00row",
@@ -42,8 +45,9 @@ _ANSWER: dict[str, str] = {"classification": "label", "multilabel": "labels", "g
 class Splits:
     """Data ready for a task.
 
-    ``train``, ``validation`` and ``test`` are ``datasets.Dataset`` with the columns ``text`` (str),
-    ``text_b`` (str, pairs only), ``row`` (int, counted from 0 in its file or split of the source), and by
+    ``train``, ``validation`` and ``test`` are ``datasets.Dataset`` with the columns ``text`` (str) and
+    ``text_b`` (str, pairs only), or ``image`` (a dictionary of ``bytes`` and ``path``) and ``key`` (str, the same
+    for the same picture); with ``row`` (int, counted from 0 in its file or split of the source), and by
     ``kind`` ``label`` (int), ``labels`` (one 0 or 1 per class) or ``targets`` (list of str; the first is
     trained on).  ``classes`` is empty for generation.  ``fingerprint`` is the same for the same rows and
     classes in the same order, on every machine and from every file format.  ``max_validation`` is what was
@@ -58,13 +62,15 @@ class Splits:
     report: Report
     fingerprint: str
     max_validation: int | None = None
+    modality: Modality = "text"
 
 
 def read(source: Any, spec: DataSpec | None = None, **overrides: Any) -> Splits:
-    """Read text data; see :class:`DataSpec` for what may be said about it.
+    """Read texts or pictures; see :class:`DataSpec` for what may be said about them.
 
-    source: a CSV, TSV, JSONL, JSON or Parquet file; a folder of class folders of .txt files (below ``train``
-    and ``test`` too) or of files named after splits; a hub id (``id`` or ``id:config``); a built-in name; a
+    source: a CSV, TSV, JSONL, JSON or Parquet file (pictures as encoded bytes, or as paths relative to the file); a
+    folder of class folders of .txt files or pictures (below ``train`` and ``test`` too) or of files named after
+    splits; a hub id (``id`` or ``id:config``); a built-in name; a
     ``datasets.Dataset`` or ``DatasetDict``; a pandas ``DataFrame``; a list of dictionaries.
 
     Raises ``DataError`` for data that can not be read or used and ``ConfigError`` for a wrong option.
@@ -91,6 +97,7 @@ def read(source: Any, spec: DataSpec | None = None, **overrides: Any) -> Splits:
         report=report,
         fingerprint=fingerprint,
         max_validation=spec.max_validation,
+        modality="image" if "image" in columns else "text",
         **ready,
     )
 
@@ -170,11 +177,11 @@ def _reported(parts: dict[str, tuple[str, pd.DataFrame]], report: Report) -> dic
 def _normalise(
     parts: dict[str, pd.DataFrame], columns: Columns, spec: DataSpec, origin: Source, report: Report
 ) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """All usable rows: ``split``, ``row``, ``text``, ``text_b``, the answer, and ``key`` to compare."""
+    """All usable rows: ``split``, ``row``, the texts or ``image``, the answer, and ``key`` to compare."""
     import pandas as pd
 
     for role, part in parts.items():
-        for use in ("text", "text_b"):
+        for use in ("text", "text_b", "image"):
             if use in columns and columns[use] not in part.columns:
                 raise DataError(
                     f"{origin.name}: {role} has no column '{columns[use]}', which train has: rename it"
@@ -196,7 +203,11 @@ def _normalise(
             rows[use] = [cell_text(value, columns[use], origin.name) for value in every[columns[use]]]
     for name in spec.columns:
         rows[_OTHER + name] = [shown(value, name, origin.name) for value in every[name]]
-    empty = rows["text"].str.strip() == ""
+    if "image" in columns:
+        _pictures(rows, every[columns["image"]], origin)
+        empty = rows["image"].isna()
+    else:
+        empty = rows["text"].str.strip() == ""
     if "text_b" in columns and columns.kind != "generation":
         empty |= rows["text_b"].str.strip() == ""
     classes: tuple[str, ...] = ()
@@ -216,19 +227,35 @@ def _normalise(
     unanswered = rows[answer].isna() & ~empty
     for role in parts:
         of_role = rows["split"] == role
-        report.drop(role, "empty text", (empty & of_role).sum())
+        report.drop(role, "no image" if "image" in columns else "empty text", (empty & of_role).sum())
         report.drop(role, reason, (unanswered & of_role).sum())
     rows = rows[~empty & ~unanswered].reset_index(drop=True)
-    # A row is what a model reads of it: one sentence with two pairs of entities is two rows.
-    read = [name for name in ("text", "text_b", *(_OTHER + name for name in spec.columns)) if name in rows]
-    texts = rows[read].agg("\x1f".join, axis=1) if len(read) > 1 else rows["text"]
-    rows["key"] = [" ".join(text.lower().split()) for text in texts]
+    if "image" not in columns:
+        # A row is what a model reads of it: one sentence with two pairs of entities is two rows.
+        read = [
+            name for name in ("text", "text_b", *(_OTHER + name for name in spec.columns)) if name in rows
+        ]
+        texts = rows[read].agg("\x1f".join, axis=1) if len(read) > 1 else rows["text"]
+        rows["key"] = [" ".join(text.lower().split()) for text in texts]
     if not (rows["split"] == "train").any():
         counts = ", ".join(f"{count} with {what}" for what, count in report.splits["train"].dropped.items())
         raise DataError(
             f"{origin.name} has no usable training row ({counts or 'no rows'}): check the columns"
         )
     return rows, classes
+
+
+def _pictures(rows: pd.DataFrame, values: pd.Series, origin: Source) -> None:
+    """Fill ``image`` and ``key``; None where a cell holds nothing."""
+    import pandas as pd
+
+    found, keys = [], []
+    for value, role, number in zip(values, rows["split"], rows["row"], strict=True):
+        where = f"row {number} of {role} in {origin.name}"
+        picture = None if is_missing(value) else as_picture(value, origin.folder)
+        found.append(picture)
+        keys.append("" if picture is None else picture_key(picture, where))
+    rows["image"], rows["key"] = pd.Series(found, dtype=object), keys
 
 
 def _targets(value: Any, column: str) -> list[str] | None:
@@ -296,6 +323,10 @@ def _divide(
         train, rest = _shots(train, answer, spec, classes, report)
         if not given_validation:
             validation = _few_validation(rest, answer, spec, classes, report)
+        elif "image" in validation:  # CoOp's convention: few-shot validation too
+            few = min(spec.shots, 4)
+            validation = validation.iloc[_shot_rows(validation, answer, spec, classes, few)]
+            report.splits["validation"].origin += f", {few} per class, seed {spec.seed}"
     elif not given_validation:
         size = spec.validation_size or _VALIDATION_SHARE
         if len(train) > 1 and (size < 1 or size < len(train)):
@@ -357,7 +388,8 @@ def _without(
         if repeated.any():
             report.note(f"{repeated.sum()} rows of {role} {reason} were kept (deduplicate is off)")
         return rows
-    report.drop(role, f"text {reason}", repeated.sum())
+    what = "image" if "image" in rows else "text"
+    report.drop(role, f"{what} {reason}", repeated.sum())
     return rows[~repeated]
 
 
@@ -368,7 +400,7 @@ def _shots(
     assert spec.shots is not None
     pool = train.drop_duplicates("key") if spec.deduplicate else train
     mask = np.zeros(len(pool), dtype=bool)
-    mask[_shot_rows(pool, answer, spec, classes)] = True
+    mask[_shot_rows(pool, answer, spec, classes, spec.shots)] = True
     taken, rest = pool[mask], pool[~mask]
     have = _per_class(taken, answer, classes)
     short = [f"{name} {count}" for name, count in have.items() if count < spec.shots]
@@ -383,16 +415,20 @@ def _shots(
     return taken, rest
 
 
-def _shot_rows(rows: pd.DataFrame, answer: str, spec: DataSpec, classes: tuple[str, ...]) -> list[int]:
-    assert spec.shots is not None
+def _shot_rows(
+    rows: pd.DataFrame, answer: str, spec: DataSpec, classes: tuple[str, ...], shots: int
+) -> list[int]:
     labels = [0] * len(rows) if answer == "targets" else rows[answer].tolist()
-    return shot_rows(labels, spec.shots, spec.seed, max(len(classes), 1))
+    return shot_rows(labels, shots, spec.seed, max(len(classes), 1))
 
 
 def _few_validation(
     rest: pd.DataFrame, answer: str, spec: DataSpec, classes: tuple[str, ...], report: Report
 ) -> pd.DataFrame:
-    """As many validation rows as shots, as LM-BFF does: a larger validation set would not be few-shot."""
+    """As many validation rows as shots, as LM-BFF does: a larger validation set would not be few-shot.
+
+    Of pictures at most 4 a class, as CoOp does.
+    """
     if rest.empty:
         report.note("no training rows were left for validation: it is empty")
         _made(report, "validation", "made: nothing left")
@@ -403,9 +439,11 @@ def _few_validation(
         chosen = draw(_groups(rest, answer), amount, spec.seed, leave=0)
         origin = f"made: {_amount(size)} of the rest of train, seed {spec.seed}"
     else:
-        chosen = _shot_rows(rest, answer, spec, classes)
+        assert spec.shots is not None
+        shots = min(spec.shots, 4) if "image" in rest else spec.shots
+        chosen = _shot_rows(rest, answer, spec, classes, shots)
         amount_of = "per class" if classes else "rows"
-        origin = f"made: {spec.shots} {amount_of} of the rest of train, seed {spec.seed}"
+        origin = f"made: {shots} {amount_of} of the rest of train, seed {spec.seed}"
     _made(report, "validation", origin)
     return rest.iloc[chosen]
 
@@ -422,7 +460,10 @@ def _note_conflicts(rows: pd.DataFrame, answer: str, report: Report) -> None:
     if count:
         key = differing.index[differing > 1][0].replace("\x1f", " / ")
         shown = key if len(key) <= 60 else key[:57] + "..."
-        report.note(f"{count} texts stand with different labels, the first: '{shown}'")
+        if "image" in rows:
+            report.note(f"{count} pictures stand with different labels")
+        else:
+            report.note(f"{count} texts stand with different labels, the first: '{shown}'")
 
 
 def _per_class(rows: pd.DataFrame, answer: str, classes: tuple[str, ...]) -> dict[str, int]:
@@ -464,7 +505,8 @@ def _fingerprint(kind: str, classes: tuple[str, ...], frames: dict[str, pd.DataF
 
 def _records(frame: pd.DataFrame, kind: str) -> Iterator[list[Any]]:
     others = [name for name in frame.columns if str(name).startswith(_OTHER)]
-    names = [name for name in ("text", "text_b", _ANSWER[kind], *others) if name in frame.columns]
+    read = ("key",) if "image" in frame.columns else ("text", "text_b")
+    names = [name for name in (*read, _ANSWER[kind], *others) if name in frame.columns]
     return map(list, zip(*(frame[name].tolist() for name in names), strict=True))
 
 
@@ -472,7 +514,11 @@ def _to_dataset(frame: pd.DataFrame, kind: str, classes: tuple[str, ...]) -> dat
     import datasets
 
     answer = _ANSWER[kind]
-    types: dict[str, Any] = {"text": datasets.Value("string")}
+    types: dict[str, Any] = {}
+    if "image" in frame.columns:
+        types = {"image": datasets.Image(decode=False), "key": datasets.Value("string")}
+    else:
+        types["text"] = datasets.Value("string")
     if "text_b" in frame.columns:
         types["text_b"] = datasets.Value("string")
     types[answer] = {

@@ -22,6 +22,7 @@ from cuelight.data.files import (
     read_file,
     read_text,
 )
+from cuelight.data.images import IMAGE_SUFFIXES
 from cuelight.errors import DataError, nearest
 
 if TYPE_CHECKING:
@@ -36,12 +37,15 @@ ROLES = {
 }
 _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?(:[\w.+-]+)?$")
 _SHARD = re.compile(r"^(?P<split>.+?)-\d{5}-of-\d{5}$")
-_MEDIA = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".wav", ".flac", ".mp3", ".ogg")
+_SOUNDS = (".wav", ".flac", ".mp3", ".ogg")
 
 
 @dataclass
 class Source:
-    """Named tables; a source without splits is one table under the name ``""``."""
+    """Named tables; a source without splits is one table under the name ``""``.
+
+    ``folder`` is where relative paths in the tables start.
+    """
 
     name: str
     tables: dict[str, pd.DataFrame]
@@ -49,6 +53,7 @@ class Source:
     notes: list[str] = field(default_factory=list)
     provenance: str = ""
     licence: str = ""
+    folder: Path | None = None
 
 
 def role_of(name: str) -> str | None:
@@ -125,9 +130,13 @@ def contents(source: str) -> str:
 
 def _open_path(path: Path) -> Source:
     if path.is_dir():
-        return _open_folder(path)
+        out = _open_folder(path)
+        out.folder = out.folder or path
+        return out
     tables = read_file(path)
-    return _joined(str(path), tables if isinstance(tables, dict) else {"": tables})
+    out = _joined(str(path), tables if isinstance(tables, dict) else {"": tables})
+    out.folder = path.parent
+    return out
 
 
 def _joined(name: str, tables: dict[str, Table]) -> Source:
@@ -184,34 +193,43 @@ def _open_files(folder: Path, files: list[Path]) -> Source:
 
 
 def _class_folders(folder: Path) -> Table:
-    """One sub-folder per class with one text a file; other files are counted."""
+    """One sub-folder per class with one text or one picture a file; other files are counted."""
     import pandas as pd
 
-    rows, notes, skipped = [], [], 0
-    media = False
+    found: dict[str, list[tuple[str, str]]] = {"text": [], "image": []}
+    notes, skipped, sounds = [], 0, False
     for entry in sorted(folder.iterdir()):
         if not entry.is_dir() or entry.name.startswith((".", "_")):
-            media |= entry.suffix.lower() in _MEDIA
+            sounds |= entry.suffix.lower() in _SOUNDS
             continue
         for file in sorted(entry.rglob("*")):
-            if file.suffix.lower() == ".txt" and file.is_file():
+            if file.name.startswith(".") or not file.is_file():
+                continue
+            suffix = file.suffix.lower()
+            if suffix == ".txt":
                 text, remarks = read_text(file)
-                rows.append((text.strip(), entry.name))
+                found["text"].append((text.strip(), entry.name))
                 notes += remarks
-            elif file.is_file() and not file.name.startswith("."):
+            elif suffix in IMAGE_SUFFIXES:
+                found["image"].append((str(file.absolute()), entry.name))
+            else:
                 skipped += 1
-                media |= file.suffix.lower() in _MEDIA
-    if not rows:
-        what = "images or sounds, and this task reads text" if media else "nothing usable"
+                sounds |= suffix in _SOUNDS
+    use = "text" if found["text"] else "image"
+    if not found[use]:
+        what = "sounds, and this task reads texts or pictures" if sounds else "nothing usable"
         raise DataError(
-            f"folder '{folder}' holds {what}: give class folders of .txt files, "
+            f"folder '{folder}' holds {what}: give class folders of .txt files or of pictures, "
             "or files named train.csv, test.jsonl, validation.parquet"
         )
+    if use == "text":
+        skipped += len(found["image"])
     if skipped:
-        notes.append(f"{skipped} files that are not .txt were skipped in '{folder}'")
+        what = ".txt" if use == "text" else "pictures"
+        notes.append(f"{skipped} files that are not {what} were skipped in '{folder}'")
     if len(notes) > 5:
         notes = [*notes[:4], f"{len(notes) - 4} more remarks like these on files of '{folder}'"]
-    return Table(pd.DataFrame(rows, columns=["text", "label"]), notes=notes)
+    return Table(pd.DataFrame(found[use], columns=[use, "label"]), notes=notes)
 
 
 def _open_saved(folder: Path) -> Source:

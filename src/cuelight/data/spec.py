@@ -13,7 +13,7 @@ __all__ = ["DataSpec", "Kind"]
 
 Kind = Literal["classification", "multilabel", "generation"]
 _KINDS = ("classification", "multilabel", "generation")
-_TEXT_FIELDS = ("text", "text_b", "label", "target", "train_split", "validation_split", "test_split")
+_NAMES = ("text", "text_b", "image", "label", "target", "train_split", "validation_split", "test_split")
 _COUNTS = ("shots", "max_train", "max_validation", "max_test")
 
 
@@ -21,7 +21,7 @@ _COUNTS = ("shots", "max_train", "max_validation", "max_test")
 class DataSpec:
     """How to read a source; what is left at ``None`` is guessed from the data and said in the report.
 
-    text, text_b, label, target: names of columns (``target`` is what a generation task should answer).
+    text, text_b, image, label, target: names of columns (``target`` is what a generation task should answer).
     columns: other columns to keep, as text; those that a template names are kept without saying so.
     task: ``classification``, ``multilabel`` or ``generation``.
     train_split, validation_split, test_split: names of splits, or values of a ``split`` column.
@@ -39,6 +39,7 @@ class DataSpec:
 
     text: str | None = None
     text_b: str | None = None
+    image: str | None = None
     columns: tuple[str, ...] = ()
     label: str | None = None
     target: str | None = None
@@ -59,7 +60,7 @@ class DataSpec:
     deduplicate: bool = True
 
     def __post_init__(self) -> None:
-        for name in _TEXT_FIELDS:
+        for name in _NAMES:
             value = getattr(self, name)
             if value is not None and not (isinstance(value, str) and value):
                 raise ConfigError(f"{name}={value!r} should be a name: give one word or leave it out")
@@ -90,6 +91,11 @@ class DataSpec:
             raise ConfigError(
                 f"label_names={self.label_names!r} should map labels to names: give {{0: 'bad', 1: 'good'}}, "
                 "in the shell 0=bad,1=good"
+            )
+        if self.image is not None and (self.text or self.text_b):
+            raise ConfigError(
+                f"image='{self.image}' and text='{self.text or self.text_b}' exclude each other: "
+                "give the column that is to be classified"
             )
         if isinstance(self.columns, str):
             raise ConfigError(f"columns={self.columns!r} should be names: give a list, in the shell a,b")

@@ -23,7 +23,8 @@ from cuelight.errors import ArtifactError, BackboneError, ConfigError, nearest
 from cuelight.methods.cards import Card, method_modules, method_names
 from cuelight.prompts.conditioning import Condition, TextBatch
 from cuelight.prompts.initial import Initialisation, initial_prompt
-from cuelight.tasks.text import Item, Predictions, TextTask
+from cuelight.tasks.predictions import Predictions
+from cuelight.tasks.text import TextTask
 from cuelight.training import ParamGroup, Stage
 
 __all__ = [
@@ -36,6 +37,9 @@ __all__ = [
     "get_method",
     "method_names",
 ]
+
+
+_PLURAL = {"text": "texts", "image": "pictures"}
 
 
 class MethodConfig(BaseModel):
@@ -63,10 +67,10 @@ class PromptStart(MethodConfig):
 
 @dataclass
 class Data:
-    """A task's tokenised rows, as a method's training needs them."""
+    """A task's rows as its items (`Item` of texts, `ImageItem` of pictures), as a method's training needs them."""
 
-    train: list[Item]
-    validation: list[Item]
+    train: list[Any]
+    validation: list[Any]
     rows: Any = field(default=None, repr=False)
     """The training rows as they were read (``datasets.Dataset``), for methods that look at the text."""
 
@@ -93,9 +97,17 @@ class Method(nn.Module):
     reads: ClassVar[tuple[str, ...]] = ()
     """Options that name further files, comma separated: what these hold decides a run's result, too."""
 
-    def __init__(self, backbone: Backbone, task: TextTask, config: Any) -> None:
+    task: Any
+    """What it answers: a `TextTask`, or for methods that read pictures an `ImageTask`."""
+
+    def __init__(self, backbone: Backbone, task: Any, config: Any) -> None:
         super().__init__()
-        self.check(backbone, task.kind)
+        self.check(backbone, task.kind, task.modality)
+        if isinstance(task, TextTask):
+            self._check_words(task)
+        self.backbone, self.task, self.config = backbone, task, config
+
+    def _check_words(self, task: TextTask) -> None:
         if task.soft_start and not self.learns_template:
             raise ConfigError(
                 f"template: {{soft}} words are learned by methods with a verbalizer (cloze), not by {self.card.name}"
@@ -104,11 +116,10 @@ class Method(nn.Module):
             raise ConfigError(
                 f"label_words: {self.card.name} takes one word a class; methods with a verbalizer (cloze) take several"
             )
-        self.backbone, self.task, self.config = backbone, task, config
 
     @classmethod
-    def check(cls, backbone: Backbone, task: str) -> None:
-        """Refuse a backbone or a kind of task that the method is not for.
+    def check(cls, backbone: Backbone, task: str, modality: str = "text") -> None:
+        """Refuse a backbone, a kind of task or data of a kind that the method is not for.
 
         Raises:
             BackboneError, ConfigError: what the method needs instead.
@@ -118,6 +129,11 @@ class Method(nn.Module):
             needs = " or ".join(card.kinds)
             raise BackboneError(
                 f"backbone {backbone.id}: is a {backbone.kind} model; {card.name} needs {needs}"
+            )
+        if modality != card.reads:
+            raise ConfigError(
+                f"data: holds {_PLURAL[modality]}, and {card.name} reads {_PLURAL[card.reads]}; "
+                "choose another method, or name the column"
             )
         if task not in card.tasks:
             does = ", ".join(card.tasks)
@@ -135,11 +151,15 @@ class Method(nn.Module):
     def prepare(self, data: Data, seed: int) -> None:
         """Look at the training data before learning starts: pick demonstrations, count labels."""
 
-    def loss(self, batch: TextBatch) -> Tensor:
+    def batch(self, items: Sequence[Any]) -> Any:
+        """A batch of items to answer, on the CPU."""
+        return self.task.collate(items)
+
+    def loss(self, batch: Any) -> Tensor:
         """Mean loss of a batch, a scalar with a gradient to what is learned."""
         raise NotImplementedError
 
-    def predict(self, batch: TextBatch) -> Predictions:
+    def predict(self, batch: Any) -> Predictions:
         """Answers for a batch."""
         raise NotImplementedError
 
@@ -157,7 +177,7 @@ class Method(nn.Module):
                 name=self.card.name,
                 groups=groups,
                 examples=data.train,
-                collate=self.task.collate,
+                collate=self.batch,
                 loss=self.loss,
                 defaults=dict(self.training_defaults),
             )
@@ -214,9 +234,7 @@ class Method(nn.Module):
         raise ArtifactError(f"{self.card.name}: PEFT has no such method; save it as a cuelight artifact")
 
     @classmethod
-    def from_peft(
-        cls, backbone: Backbone, task: TextTask, config: Any, tensors: Mapping[str, Tensor]
-    ) -> Self:
+    def from_peft(cls, backbone: Backbone, task: Any, config: Any, tensors: Mapping[str, Tensor]) -> Self:
         """The method with the tensors that PEFT saved under ``config``.
 
         Raises:
@@ -231,6 +249,7 @@ class PromptedLM(Method):
     A subclass says `condition`; scoring, generating and the loss are the task's.
     """
 
+    task: TextTask
     only_conditions: ClassVar[bool] = True
     """Whether all that is learned is in `condition`, so that rows of other prompts may stand in the same batch."""
 

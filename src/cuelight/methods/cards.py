@@ -41,6 +41,11 @@ class Card:
     year: int | None = None
     peft: str | None = None
 
+    @property
+    def reads(self) -> str:
+        """What its data holds: ``text`` or ``image``."""
+        return "image" if self.modality.startswith("vision") else "text"
+
 
 @cache
 def method_modules() -> dict[str, str]:

@@ -108,7 +108,7 @@ class Pool:
             DataError: a text that is empty, or a pair where one is wanted (or the other way round).
         """
         prompt = self.prompt(name)
-        return prompt.method.task.encode([prompt.row(0, text)], answers=False)[0]
+        return prompt.method.task.encode([prompt.method.task.row(0, text)], answers=False)[0]
 
     def fed(self, name: str, text: Text) -> list[int]:
         """The token ids that stand behind the condition of ``name`` for ``text``."""

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -25,6 +25,7 @@ from cuelight.data import Splits
 from cuelight.errors import ConfigError, DataError, nearest
 from cuelight.prompts.conditioning import Condition, TextBatch, answer_logits, choice_scores, generate
 from cuelight.tasks.metrics import classification_metrics, generation_metrics, multilabel_metrics
+from cuelight.tasks.predictions import Predictions
 from cuelight.tasks.template import (
     Span,
     check_template,
@@ -36,7 +37,7 @@ from cuelight.tasks.template import (
     split_marks,
 )
 
-__all__ = ["Item", "Predictions", "TaskConfig", "TextTask", "make_task"]
+__all__ = ["Item", "Predictions", "TaskConfig", "TextTask"]
 
 TaskKind = Literal["classification", "multilabel", "generation"]
 _SEPARATOR = ";"
@@ -76,6 +77,11 @@ class TaskConfig(BaseModel):
     )
     chat: bool = Field(False, description="Wrap the template in the backbone's chat format.")
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of the data that the template names."""
+        return columns_of(self.template)
+
 
 @dataclass
 class Item:
@@ -92,22 +98,6 @@ class Item:
     targets: list[str] = field(default_factory=list)
     columns: dict[str, str] = field(default_factory=dict)
     row: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
-
-
-@dataclass
-class Predictions:
-    """Answers for some rows: names (for multilabel lists of names), and class probabilities if there are."""
-
-    answers: list[Any]
-    probabilities: Tensor | None = None
-
-    @staticmethod
-    def joined(parts: Sequence[Predictions], order: Sequence[int]) -> Predictions:
-        """Several parts as one; entry ``k`` of the concatenation belongs at place ``order[k]``."""
-        answers = [a for part in parts for a in part.answers]
-        places = sorted(range(len(order)), key=order.__getitem__)
-        tables = [part.probabilities for part in parts if part.probabilities is not None]
-        return Predictions([answers[k] for k in places], torch.cat(tables)[places] if tables else None)
 
 
 class TextTask:
@@ -131,6 +121,8 @@ class TextTask:
     Raises:
         ConfigError: template or label words that do not fit the backbone or the classes.
     """
+
+    modality: ClassVar[str] = "text"
 
     def __init__(
         self,
@@ -196,7 +188,79 @@ class TextTask:
             "columns": list(self.columns),
         }
 
+    @staticmethod
+    def from_dict(backbone: Backbone, spec: Mapping[str, Any], config: TaskConfig) -> TextTask:
+        """The task that `to_dict` described."""
+        return TextTask(
+            backbone,
+            spec["kind"],
+            spec["classes"],
+            pairs=spec["pairs"],
+            config=config,
+            frequencies=spec["frequencies"],
+            columns=spec.get("columns", ()),
+        )
+
+    @staticmethod
+    def of(backbone: Backbone, splits: Splits, config: TaskConfig) -> TextTask:
+        """The task that ``splits`` pose to ``backbone``."""
+        counts: dict[str, int] = {}
+        own = ("text", "text_b", "label", "labels", "targets", "row")
+        columns = [name for name in splits.train.column_names if name not in own]
+        if splits.kind == "multilabel":
+            table = [row["labels"] for row in splits.train]
+            counts = {name: sum(row[c] for row in table) for c, name in enumerate(splits.classes)}
+        return TextTask(
+            backbone,
+            splits.kind,
+            splits.classes,
+            pairs="text_b" in splits.train.column_names,
+            config=config,
+            frequencies=counts,
+            columns=columns,
+        )
+
+    def lines(self) -> list[str]:
+        """What a report says of the task."""
+        shown = self.template.replace("\n", "\\n")
+        lines = [f"template: {shown}"]
+        if self.words:
+            more = f", ... ({len(self.words)})" if len(self.words) > 12 else ""
+            lines.append(f"label words: {', '.join(self.words[:12])}{more}")
+        if self.truncated:
+            lines.append(f"{self.truncated} texts were longer than {self.max_length} tokens and were cut")
+        return lines
+
     # ---- from rows to batches --------------------------------------------------------------------------
+
+    def row(self, place: int, text: Any) -> dict[str, str]:
+        """What the task reads of one text, pair, or dictionary with the columns that the template names.
+
+        Raises:
+            DataError: it is none of these; ``place`` says which one.
+        """
+        wanted = ("text", "text_b")[: 1 + self.pairs] + self.columns
+        if self.columns and not isinstance(text, Mapping):
+            names = ", ".join(repr(name) for name in wanted)
+            raise DataError(
+                f"texts: number {place} is {_shown(text)}; give a dictionary with {names} for each"
+            )
+        if isinstance(text, Mapping):
+            missing = [n for n in wanted if not isinstance(text.get(n), str)]
+            if missing:
+                raise DataError(f"texts: number {place} has no text '{missing[0]}'; give it")
+            return {n: text[n] for n in wanted}
+        parts = [text] if isinstance(text, str) else list(text) if isinstance(text, tuple | list) else []
+        if len(parts) != 1 + self.pairs or not all(isinstance(part, str) for part in parts):
+            given = "a pair of strings" if self.pairs else "a string"
+            raise DataError(f"texts: number {place} is {_shown(text)}; give {given} for each")
+        if not all(part.strip() for part in parts):
+            raise DataError(f"texts: number {place} is empty; leave it out")
+        return dict(zip(("text", "text_b"), parts, strict=False))
+
+    def length(self, item: Item) -> int:
+        """Rows of like length share a batch."""
+        return len(item.text)
 
     def encode(self, rows: Any, *, answers: bool = True) -> list[Item]:
         """Tokenise rows (a ``datasets.Dataset``, or dictionaries with ``text``) and their answers."""
@@ -598,21 +662,6 @@ class TextTask:
         return [name for c, name in enumerate(self.classes) if c in said]
 
 
-def make_task(backbone: Backbone, splits: Splits, config: TaskConfig) -> TextTask:
-    """The task that ``splits`` pose to ``backbone``."""
-    counts: dict[str, int] = {}
-    own = ("text", "text_b", "label", "labels", "targets", "row")
-    columns = [name for name in splits.train.column_names if name not in own]
-    if splits.kind == "multilabel":
-        table = [row["labels"] for row in splits.train]
-        counts = {name: sum(row[c] for row in table) for c, name in enumerate(splits.classes)}
-    pairs = "text_b" in splits.train.column_names
-    return TextTask(
-        backbone,
-        splits.kind,
-        splits.classes,
-        pairs=pairs,
-        config=config,
-        frequencies=counts,
-        columns=columns,
-    )
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."

@@ -45,8 +45,10 @@ class TrainConfig(BaseModel):
     warmup: int | float = Field(
         0.0, ge=0, description="steps of linear warm-up, or, below 1, the fraction of all steps"
     )
-    schedule: Literal["linear", "cosine", "constant"] = Field(
-        "linear", description="how the learning rate goes on after the warm-up: falls to 0, or stays"
+    schedule: Literal["linear", "cosine", "constant", "clip"] = Field(
+        "linear",
+        description="how the learning rate goes on after the warm-up: falls to 0, or stays; clip: CoOp's, a first "
+        "epoch at 1e-5, then a cosine by epochs that counts from there",
     )
     optimizer: Literal["adamw", "adafactor", "sgd"] = Field(
         "adamw", description="adamw, adafactor (fixed rate, no scaling by parameter) or sgd (momentum 0.9)"
@@ -77,6 +79,8 @@ class TrainConfig(BaseModel):
     def _consistent(self) -> Self:
         if self.steps is not None and self.epochs is not None:
             raise ValueError(f"steps={self.steps} and epochs={self.epochs:g} contradict: give one of them")
+        if self.warmup and self.schedule == "clip":
+            raise ValueError(f"warmup={self.warmup:g} and schedule='clip' contradict: it has its own warm-up")
         if self.warmup >= 1 and self.warmup != int(self.warmup):
             raise ValueError(f"warmup={self.warmup:g}: give whole steps, or a fraction below 1")
         return self

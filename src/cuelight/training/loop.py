@@ -27,6 +27,7 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import broadcast, broadcast_object_list, send_to_device
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import Adafactor, get_scheduler
 
 from cuelight.errors import ConfigError, CuelightError, DataError, is_out_of_memory
@@ -40,6 +41,7 @@ from cuelight.training.stage import ParamGroup, Stage
 __all__ = ["Interrupted", "TrainResult", "train"]
 
 CHECKPOINT_SECONDS = 30.0
+CLIP_WARMUP = 1e-5
 ENTRIES = 200  # of the history, per stage, apart from evaluations
 
 
@@ -342,8 +344,7 @@ class _Work:
         for parameter, _ in self.required:
             parameter.requires_grad_(id(parameter) in mine)
         optimizer = _optimizer(config, self.groups, self.rates)
-        name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
-        self.scheduler = get_scheduler(name, optimizer, _warmup_steps(config, self.total), self.total)
+        self.scheduler = self._schedule(optimizer)
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
         every = config.evaluate_every or max(1, round(self.total / 10))
         self.evaluate_every = every if self.stage.validate is not None else None
@@ -360,6 +361,15 @@ class _Work:
                 for group, rate in zip(self.groups, self.rates, strict=True)
             },
         }
+
+    def _schedule(self, optimizer: torch.optim.Optimizer) -> LRScheduler:
+        config = self.config
+        if config.schedule == "clip":
+            epoch = max(1, round(self.batches.per_epoch / config.accumulation))
+            epochs = max(1, round(self.total / epoch))
+            return LambdaLR(optimizer, [_clip_schedule(epoch, epochs, rate) for rate in self.rates])
+        name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
+        return get_scheduler(name, optimizer, _warmup_steps(config, self.total), self.total)
 
     # -- state ---------------------------------------------------------------------------------------
 
@@ -639,6 +649,19 @@ def _warmup_steps(config: TrainConfig, total: int) -> int:
     if config.warmup >= total:
         raise ConfigError(f"warmup={int(config.warmup)} must be below the number of steps ({total})")
     return int(config.warmup)
+
+
+def _clip_schedule(epoch: int, epochs: int, rate: float) -> Callable[[int], float]:
+    """Factor of ``rate`` by step: 1e-5 in the first of ``epochs`` of ``epoch`` steps, then a cosine from 1 on.
+
+    The cosine starts to count behind the warm-up, as in Dassl, so the last epoch does not come to 0.
+    """
+
+    def factor(step: int) -> float:
+        done = step // epoch
+        return CLIP_WARMUP / rate if done == 0 else 0.5 * (1 + math.cos(math.pi * (done - 1) / epochs))
+
+    return factor
 
 
 def _prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -46,7 +46,7 @@ from cuelight.prompts.conditioning import (
     self_attention_cache,
 )
 from cuelight.prompts.initial import vocabulary_sample
-from cuelight.tasks.text import Item, Predictions, TaskConfig, TextTask, make_task
+from cuelight.tasks.text import Item, Predictions, TaskConfig, TextTask
 from cuelight.training import ParamGroup, Stage
 
 _MOST = 200
@@ -178,7 +178,7 @@ class PANDA(Method):
             splits = read(name, max_train=self.config.source_rows, max_validation=_MOST, seed=seed)
             if splits.kind != "classification":
                 raise ConfigError(f"source: {name} is {splits.kind} data; panda transfers classification")
-            task = make_task(
+            task = TextTask.of(
                 self.backbone, splits, build(TaskConfig, {"max_length": self.task.config.max_length})
             )
             learner = Learner(self.backbone, len(task.classes), self.config, self.config.init_seed + 1 + k)

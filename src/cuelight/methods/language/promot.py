@@ -44,7 +44,7 @@ from cuelight.errors import ConfigError
 from cuelight.methods.base import Card, Data, MethodConfig, PromptedLM, PromptStart
 from cuelight.prompts.conditioning import Condition, TextBatch, answer_logits
 from cuelight.tasks.demonstrations import choose, start_tokens
-from cuelight.tasks.text import Item, Predictions, TaskConfig, TextTask, make_task
+from cuelight.tasks.text import Item, Predictions, TaskConfig, TextTask
 from cuelight.training import ParamGroup, Stage
 
 Example = tuple[int, Item]
@@ -141,7 +141,7 @@ class ProMoT(PromptedLM):
                     f"also: {name} can not stand beside the target: several labels a row do not mix"
                 )
             options = build(TaskConfig, {"max_length": self.task.config.max_length})
-            tasks.append(make_task(self.backbone, splits, options))
+            tasks.append(TextTask.of(self.backbone, splits, options))
             train.append(tasks[k].encode(splits.train))
             self._held.append([(k, item) for item in tasks[k].encode(splits.validation)])
         self._rows: list[list[Example]] = [[(k, item) for item in part] for k, part in enumerate(train)]
