@@ -101,6 +101,8 @@ def main() -> None:
         sets[name] = {"arms": arms}
     if not given.only:
         result = {"methods": ["cpt"], "search": record, "sets": sets, "summary": summary(sets)}
+        if before:
+            result["kept"] = {key: before[key] for key in ("command", "date", "versions")}
         write_result("claims", "cpt", "benchmarks.claims.cpt", result)
 
 

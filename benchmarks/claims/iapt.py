@@ -117,6 +117,8 @@ def main() -> None:
         sets[name] = {"metric": metric, "arms": arms}
     if not given.only:
         result = {"methods": ["iapt"], "search": record, "sets": sets, "summary": summary(sets)}
+        if before:
+            result["kept"] = {key: before[key] for key in ("command", "date", "versions")}
         write_result("claims", "iapt", "benchmarks.claims.iapt", result)
 
 
