@@ -239,7 +239,7 @@ def run_fingerprint(method: Method, splits: Splits) -> str:
         splits.fingerprint,
         splits.max_validation or VALIDATION_ROWS,
     ]
-    for option in method.reads:
+    for option in method.opens:
         named = (getattr(method.config, option) or "").split(",")
         parts += [contents(name.strip()) for name in named if name.strip()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

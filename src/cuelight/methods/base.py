@@ -94,7 +94,7 @@ class Method(nn.Module):
     """Whether it learns the soft words of a template."""
     verbalizes: ClassVar[bool] = False
     """Whether a class may have several label words."""
-    reads: ClassVar[tuple[str, ...]] = ()
+    opens: ClassVar[tuple[str, ...]] = ()
     """Options that name further files, comma separated: what these hold decides a run's result, too."""
 
     task: Any

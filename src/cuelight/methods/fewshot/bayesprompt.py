@@ -102,7 +102,7 @@ class BayesPrompt(Cloze):
         year=2024,
     )
     Config: ClassVar[type[MethodConfig]] = BayesPromptConfig
-    reads: ClassVar[tuple[str, ...]] = ("unlabelled",)
+    opens: ClassVar[tuple[str, ...]] = ("unlabelled",)
     training_defaults: ClassVar[dict[str, Any]] = {
         "steps": 200,
         "warmup": 0.1,

@@ -102,7 +102,7 @@ class LiST(Cloze):
         year=2022,
     )
     Config: ClassVar[type[MethodConfig]] = LiSTConfig
-    reads: ClassVar[tuple[str, ...]] = ("unlabelled",)
+    opens: ClassVar[tuple[str, ...]] = ("unlabelled",)
     training_defaults: ClassVar[dict[str, Any]] = {"steps": 150, "batch_size": 4, "keep": "last"}
 
     def __init__(self, backbone: Backbone, task: TextTask, config: LiSTConfig) -> None:

@@ -70,7 +70,7 @@ class PCP(Cloze):
         year=2023,
     )
     Config: ClassVar[type[MethodConfig]] = PCPConfig
-    reads: ClassVar[tuple[str, ...]] = ("unlabelled",)
+    opens: ClassVar[tuple[str, ...]] = ("unlabelled",)
     training_defaults: ClassVar[dict[str, Any]] = {
         "steps": 200,
         "warmup": 0.06,

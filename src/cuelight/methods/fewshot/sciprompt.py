@@ -139,7 +139,7 @@ class SciPrompt(Cloze):
         year=2024,
     )
     Config: ClassVar[type[MethodConfig]] = SciPromptConfig
-    reads: ClassVar[tuple[str, ...]] = ("terms", "unlabelled")
+    opens: ClassVar[tuple[str, ...]] = ("terms", "unlabelled")
     training_defaults: ClassVar[dict[str, Any]] = {"epochs": 5.0, "batch_size": 5, "weight_decay": 0.01}
 
     def __init__(self, backbone: Backbone, task: TextTask, config: SciPromptConfig) -> None:

@@ -143,7 +143,7 @@ class PANDA(Method):
         year=2024,
     )
     Config: ClassVar[type[MethodConfig]] = PANDAConfig
-    reads: ClassVar[tuple[str, ...]] = ("source",)
+    opens: ClassVar[tuple[str, ...]] = ("source",)
     training_defaults: ClassVar[dict[str, Any]] = {"steps": 300, "warmup": 0.06}
     config: PANDAConfig
 

@@ -93,7 +93,7 @@ class ProMoT(PromptedLM):
         year=2024,
     )
     Config: ClassVar[type[MethodConfig]] = ProMoTConfig
-    reads: ClassVar[tuple[str, ...]] = ("also",)
+    opens: ClassVar[tuple[str, ...]] = ("also",)
     training_defaults: ClassVar[dict[str, Any]] = {"steps": 300, "warmup": 0.06}
     config: ProMoTConfig
     only_conditions: ClassVar[bool] = False
