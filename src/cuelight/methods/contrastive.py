@@ -150,11 +150,11 @@ class Contrastive(Method):
         return self._zero_shot[chosen]
 
     @torch.no_grad()
-    def texts(self, texts: Sequence[str]) -> Tensor:
-        """The frozen text tower's features of any texts, ``[N, d]``, not normalised."""
+    def texts(self, texts: Sequence[str], *, cut: bool = False) -> Tensor:
+        """The frozen text tower's features of any texts, ``[N, d]``, not normalised; ``cut`` cuts long ones."""
         parts = []
         for k in range(0, len(texts), _AT_ONCE):
-            tokens = self.on_device(plain_texts(self.backbone, texts[k : k + _AT_ONCE]))
+            tokens = self.on_device(plain_texts(self.backbone, texts[k : k + _AT_ONCE], cut=cut))
             parts.append(encode_text(self.backbone, tokens, normalised=False))
         return torch.cat(parts)
 

@@ -63,18 +63,25 @@ class ClassTokens:
         start = None if self.start is None else self.start.to(device)
         return ClassTokens(self.ids.to(device), self.mask.to(device), self.slots, start)
 
+    def part(self, first: int, stop: int) -> ClassTokens:
+        """Rows ``first`` to ``stop - 1``."""
+        return ClassTokens(self.ids[first:stop], self.mask[first:stop], self.slots, self.start)
+
     def repeated(self, times: int) -> ClassTokens:
         """All rows ``times`` times, one whole list of classes after the other."""
         return ClassTokens(self.ids.repeat(times, 1), self.mask.repeat(times, 1), self.slots, self.start)
 
 
-def plain_texts(backbone: Backbone, texts: Sequence[str]) -> ClassTokens:
-    """Texts without a slot.
+def plain_texts(backbone: Backbone, texts: Sequence[str], *, cut: bool = False) -> ClassTokens:
+    """Texts without a slot; ``cut`` cuts those that are longer than the text tower reads.
 
     Raises:
-        ConfigError: one is longer than the text tower reads.
+        ConfigError: one is longer, and is not to be cut.
     """
-    return _table(backbone, [backbone.tokenizer(text).input_ids for text in texts], texts)
+    given = (
+        {"truncation": True, "max_length": backbone.max_positions} if cut and backbone.max_positions else {}
+    )
+    return _table(backbone, [backbone.tokenizer(text, **given).input_ids for text in texts], texts)
 
 
 def learned_context(
@@ -105,7 +112,12 @@ def learned_context(
 
 
 def template_context(
-    backbone: Backbone, names: Sequence[str], template: str, length: int | None = None
+    backbone: Backbone,
+    names: Sequence[str],
+    template: str,
+    length: int | None = None,
+    *,
+    lead: Sequence[str] = (),
 ) -> ClassTokens:
     """The template's words around the class name as slots; their tokens are `ClassTokens.start`.
 
@@ -115,6 +127,7 @@ def template_context(
         names: class names as they are read.
         template: a text with ``{}`` in the class name's place.
         length: how many of the template's tokens become slots, from the left; None for all.
+        lead: for every class words that stand before the template and stay.
 
     Raises:
         ConfigError: no place for the name, too few words, or a prompt longer than the text tower reads.
@@ -125,14 +138,19 @@ def template_context(
     stop = len(tail.rstrip()) - 1 if tail.rstrip().endswith(".") else len(tail)
     rows: list[list[int]] = []
     starts: list[list[int]] = []
-    texts = [head + name + tail for name in names]
-    for name, text in zip(names, texts, strict=True):
+    leads = [words + " " if words else "" for words in lead or [""] * len(names)]
+    texts = [words + head + name + tail for words, name in zip(leads, names, strict=True)]
+    for words, name, text in zip(leads, names, texts, strict=True):
         found = backbone.tokenizer(text, return_offsets_mapping=True)
-        behind = len(head) + len(name)
+        begins = len(words) + len(head)
+        behind = begins + len(name)
         ids: list[int] = []
         start: list[int] = []
         for token, (first, last) in zip(found.input_ids, found.offset_mapping, strict=True):
-            soft = last > first and (last <= len(head) or behind <= _inked(text, first) < behind + stop)
+            soft = last > first and (
+                (len(words) <= _inked(text, first) and last <= begins)
+                or behind <= _inked(text, first) < behind + stop
+            )
             if soft and (length is None or len(start) < length):
                 start.append(token)
                 token = -len(start)

@@ -19,16 +19,33 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
 from cuelight.backbones.backbone import Backbone
+from cuelight.data.augment import rand_augment
 from cuelight.data.images import as_picture, decode
 from cuelight.errors import ConfigError, DataError, nearest
 from cuelight.tasks.metrics import classification_metrics
 from cuelight.tasks.predictions import Predictions
 
-__all__ = ["TEMPLATE_SETS", "ImageBatch", "ImageConfig", "ImageItem", "ImageTask", "class_words"]
+__all__ = [
+    "TEMPLATE_SETS",
+    "ImageBatch",
+    "ImageConfig",
+    "ImageItem",
+    "ImageTask",
+    "class_words",
+    "named_templates",
+]
 
 _MEAN, _SPREAD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
 _KEPT = 256 * 2**20  # bytes of decoded pictures that a process keeps
 
+_LOOKS = (
+    *(
+        f"{how} photo"
+        for how in ("good", "bad", "bright", "dark", "blurry", "cropped", "close-up", "small", "large")
+    ),
+    *("photo", "black and white photo", "low resolution photo", "pixelated picture", "picture from afar"),
+    *("painting", "drawing", "sketch", "cartoon", "rendering", "sculpture", "toy", "silhouette"),
+)
 TEMPLATE_SETS: dict[str, tuple[str, ...]] = {
     "photo": ("a photo of a {}.",),
     "simple": (
@@ -48,6 +65,11 @@ TEMPLATE_SETS: dict[str, tuple[str, ...]] = {
         "a drawing of a {}.",
         "a picture of a {}.",
     ),
+    "varied": tuple(
+        f"{article} {words} of {the} {{}}."
+        for words in _LOOKS
+        for article, the in (("an" if words[0] in "aeiou" else "a", "a"), ("the", "the"))
+    ),
     "pets": ("a photo of a {}, a type of pet.",),
     "flowers": ("a photo of a {}, a type of flower.",),
     "food": ("a photo of {}, a type of food.",),
@@ -57,6 +79,21 @@ TEMPLATE_SETS: dict[str, tuple[str, ...]] = {
     "action": ("a photo of a person doing {}.",),
 }
 """Templates by name; those of one template are CoOp's for its data sets."""
+
+
+def named_templates(value: Any) -> tuple[str, ...]:
+    """Templates, and those of the named sets among them.
+
+    Raises:
+        ValueError: one has no place for the class name, and is no name of a set.
+    """
+    listed = [value] if isinstance(value, str) else list(value)
+    found = [t for entry in listed for t in TEMPLATE_SETS.get(str(entry), (entry,))]
+    for template in found:
+        if str(template).count("{}") != 1:
+            hint = nearest(str(template), TEMPLATE_SETS)
+            raise ValueError(f"'{template}' has no place for the class name{hint}; write {{}} once")
+    return tuple(found)
 
 
 class ImageConfig(BaseModel):
@@ -72,21 +109,16 @@ class ImageConfig(BaseModel):
     image_size: int | None = Field(
         None, ge=14, description="Side of the pictures in pixels; default: the backbone's own."
     )
-    augment: Literal["none", "crop"] = Field(
+    augment: Literal["none", "crop", "rand"] = Field(
         "none",
-        description="Training pictures as they are, or a random part of each (8 to 100 % of it) and its mirror image.",
+        description="Training pictures as they are; a random part of each (8 to 100 % of it) and its mirror image; or "
+        "after two random changes (RandAugment).",
     )
 
     @field_validator("templates", mode="before")
     @classmethod
     def _named(cls, value: Any) -> Any:
-        listed = value.split("|") if isinstance(value, str) else list(value)
-        found = [t for entry in listed for t in TEMPLATE_SETS.get(str(entry).strip(), (str(entry).strip(),))]
-        for template in found:
-            if template.count("{}") != 1:
-                hint = nearest(template, TEMPLATE_SETS)
-                raise ValueError(f"'{template}' has no place for the class name{hint}; write {{}} once")
-        return tuple(found)
+        return named_templates(value)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -239,9 +271,13 @@ class ImageTask:
         """Rows of like length share a batch; all pictures are alike."""
         return 0
 
-    def collate(self, items: Sequence[ImageItem], *, augment: bool = False) -> ImageBatch:
-        """A batch on the CPU; with ``augment`` the pictures are drawn anew from torch's random state."""
-        arrays = np.stack([self._prepared(item, augment and self.augments) for item in items])
+    def collate(self, items: Sequence[ImageItem], *, augment: bool | str = False) -> ImageBatch:
+        """A batch on the CPU; with ``augment`` the pictures are drawn anew from torch's random state.
+
+        True draws them as the task is configured, ``crop`` and ``rand`` in that way.
+        """
+        how = self.config.augment if augment is True else augment or "none"
+        arrays = np.stack([self._prepared(item, how) for item in items])
         pixels = torch.from_numpy(arrays).permute(0, 3, 1, 2).float().div_(255)
         pixels.sub_(self._mean.view(3, 1, 1)).div_(self._spread.view(3, 1, 1))
         return ImageBatch(pixels, self._labels(items), list(items))
@@ -260,10 +296,11 @@ class ImageTask:
     def _labels(items: Sequence[ImageItem]) -> Tensor:
         return torch.tensor([item.label for item in items])
 
-    def _prepared(self, item: ImageItem, augment: bool) -> np.ndarray:
-        if augment:
+    def _prepared(self, item: ImageItem, how: str) -> np.ndarray:
+        if how == "crop":
             return np.asarray(_random_view(_decoded(item), self.size))
-        return np.asarray(_middle(_decoded(item), self.size))
+        middle = _middle(_decoded(item), self.size)
+        return np.asarray(rand_augment(middle) if how == "rand" else middle)
 
     # ---- judging ---------------------------------------------------------------------------------------
 
