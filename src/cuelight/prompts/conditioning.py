@@ -45,6 +45,7 @@ __all__ = [
     "generate",
     "joined_rows",
     "pack",
+    "prefix_states",
     "prompt_logits",
     "self_attention_cache",
     "slot",
@@ -201,9 +202,14 @@ def answer_logits(backbone: Backbone, batch: TextBatch, condition: Condition) ->
 
 
 def choice_scores(
-    backbone: Backbone, batch: TextBatch, condition: Condition, choices: Sequence[Sequence[int]]
+    backbone: Backbone,
+    batch: TextBatch,
+    condition: Condition,
+    choices: Sequence[Sequence[int]],
+    *,
+    normalised: bool = False,
 ) -> Tensor:
-    """Log-likelihood of each choice as the answer, ``[B, C]``, up to a constant of each row.
+    """Log-likelihood of each choice as the answer, ``[B, C]``; up to a constant of each row unless ``normalised``.
 
     ``choices`` are token ids.  When every choice is one token, one pass scores just those ids; longer ones go
     on from the text's cached keys and values (or the encoder's states), never through the text again.  A masked
@@ -215,12 +221,17 @@ def choice_scores(
     first = torch.tensor([c[0] for c in choices], device=batch.text.device)
     everyone = torch.arange(len(batch), device=batch.text.device)
     short = all(len(c) == 1 for c in choices)
+    wanted = None if normalised else first  # the sum over the vocabulary needs all of it
+
+    def among(logits: Tensor) -> Tensor:
+        return logits.float().log_softmax(-1)[:, first] if normalised else logits
+
     if backbone.kind == "seq2seq":
         encoded, mask = _encode(backbone, batch, condition)
         if short:
             start, unread = torch.zeros_like(everyone), first[:1].expand(len(batch), 1)
-            return _decode(
-                backbone, encoded, mask, unread, everyone, start, condition, first, lead=batch.lead
+            return among(
+                _decode(backbone, encoded, mask, unread, everyone, start, condition, wanted, lead=batch.lead)
             )
         return _sequence_scores_seq2seq(backbone, encoded, mask, choices, condition, batch.lead)
     if backbone.kind == "masked" and not short:
@@ -229,9 +240,9 @@ def choice_scores(
     lengths = mask.sum(1)
     if backbone.kind == "masked":
         columns = _mask_columns(backbone, ids)
-        return _run(backbone, ids, mask, lengths, condition, everyone, columns, first)[0]
+        return among(_run(backbone, ids, mask, lengths, condition, everyone, columns, wanted)[0])
     if short:
-        return _run(backbone, ids, mask, lengths, condition, everyone, lengths - 1, first)[0]
+        return among(_run(backbone, ids, mask, lengths, condition, everyone, lengths - 1, wanted)[0])
     extra = max(len(c) for c in choices) - 1
     logits, cache, seen = _run(backbone, ids, mask, lengths, condition, everyone, lengths - 1, extra=extra)
     return _sequence_scores_causal(backbone, logits, cache, seen, choices)
@@ -617,6 +628,18 @@ def _given_cache(backbone: Backbone, condition: Condition) -> DynamicCache:
     if condition.keys_values is None:
         return _new_cache(backbone)
     return _cache_of((k.to(backbone.dtype), v.to(backbone.dtype)) for k, v in condition.keys_values)
+
+
+def prefix_states(backbone: Backbone, condition: Condition) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values of what a causal model reads before every row; they stay with the condition.
+
+    Returns:
+        Per layer a pair ``[1, heads, length, head width]``.
+
+    Raises:
+        BackboneError: longer than the backbone has positions for.
+    """
+    return [(layer.keys, layer.values) for layer in _prefix(backbone, condition).layers]
 
 
 def _prefix(backbone: Backbone, condition: Condition) -> DynamicCache:
