@@ -90,7 +90,7 @@ class CoPrompt(CoupledPrompted):
     )
     Config: ClassVar[type[MethodConfig]] = CoPromptConfig
     training_defaults: ClassVar[dict[str, Any]] = clip_schedule(epochs=8, batch_size=4)
-    reads: ClassVar[tuple[str, ...]] = ("sentences",)
+    opens: ClassVar[tuple[str, ...]] = ("sentences",)
     config: CoPromptConfig
 
     def __init__(self, backbone: Backbone, task: Any, config: Any) -> None:

@@ -122,7 +122,7 @@ class KAPT(TokenReader):
     )
     Config: ClassVar[type[MethodConfig]] = KAPTConfig
     training_defaults: ClassVar[dict[str, Any]] = clip_schedule(epochs=50, batch_size=32)
-    reads: ClassVar[tuple[str, ...]] = ("knowledge",)
+    opens: ClassVar[tuple[str, ...]] = ("knowledge",)
     config: KAPTConfig
 
     def __init__(self, backbone: Backbone, task: Any, config: Any) -> None:

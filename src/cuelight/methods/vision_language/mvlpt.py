@@ -156,7 +156,7 @@ class MVLPT(Contrastive):
     )
     Config: ClassVar[type[MethodConfig]] = MVLPTConfig
     training_defaults: ClassVar[dict[str, Any]] = clip_schedule(epochs=200, batch_size=32)
-    reads: ClassVar[tuple[str, ...]] = ("sources",)
+    opens: ClassVar[tuple[str, ...]] = ("sources",)
     config: MVLPTConfig
 
     def __init__(self, backbone: Backbone, task: Any, config: Any) -> None:
