@@ -158,6 +158,21 @@ class Backbone:
         assert self.tower.embedding is not None
         return self.tower.embedding(ids)
 
+    def image_features(self, pixels: Tensor) -> Tensor:
+        """What the frozen model makes of pictures ``[B, 3, H, W]``: ``[B, d]``.
+
+        In the joint space and normalised where there is one, else the pooled output of the image tower.
+        """
+        pixels = pixels.to(self.dtype)
+        if self.dual is not None:
+            return self.dual.image_features(pixels)
+        found = self.model(pixel_values=pixels)
+        pooled = getattr(found, "pooler_output", None)
+        if pooled is None:  # a classifier, or a model without a pooler: its class token
+            base = getattr(self.model, self.model.base_model_prefix, self.model)
+            pooled = base(pixel_values=pixels).last_hidden_state[:, 0]
+        return pooled.flatten(1)
+
     @contextlib.contextmanager
     def scoring(self, rows: Tensor, columns: Tensor, vocabulary: Tensor | None = None) -> Iterator[None]:
         """Inside, the head scores only positions ``(rows[k], columns[k])`` and the ids in ``vocabulary``.

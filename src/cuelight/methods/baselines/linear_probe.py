@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from cuelight.errors import ConfigError
 from cuelight.methods.base import Card, Data, Method, MethodConfig
+from cuelight.methods.regression import fit_best
 from cuelight.prompts.conditioning import Condition, TextBatch, text_states
 from cuelight.tasks.text import Item, Predictions
 
@@ -76,22 +77,16 @@ class LinearProbe(Method):
         train, truth = self._table(data.train)
         self.centre.copy_(train.mean(0))
         self.spread.copy_(train.std(0, correction=0).clamp(min=1e-6))
-        fitted = []
-        inputs = ((train - self.centre) / self.spread).cpu().numpy()
-        if self.config.strength is not None or not data.validation:
-            best = self._fit(inputs, truth, self.config.strength or 1.0, seed)
-        else:
+        held_out = None
+        if data.validation:
             held, wanted = self._table(data.validation)
-            held = ((held - self.centre) / self.spread).cpu()
-            for strength in (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0, 1000.0):
-                weight, bias = self._fit(inputs, truth, strength, seed)
-                scores = held @ weight.T + bias
-                guess = scores.argmax(1).numpy() if truth.ndim == 1 else (scores > 0).numpy()
-                fitted.append((float((guess == wanted).mean()), -strength, (weight, bias)))
-            best = max(fitted, key=lambda entry: entry[:2])[2]
+            held_out = (held - self.centre) / self.spread, wanted
+        inputs = (train - self.centre) / self.spread
+        classes = len(self.task.classes)
+        weight, bias = fit_best((inputs, truth), held_out, classes, self.config.strength, seed)
         with torch.no_grad():
-            self.head.weight.copy_(best[0])
-            self.head.bias.copy_(best[1])
+            self.head.weight.copy_(weight)
+            self.head.bias.copy_(bias)
 
     def _table(self, items: list[Item]) -> tuple[Tensor, np.ndarray]:
         """Features as they are and truth (``[N]`` class numbers, or ``[N, C]`` 0/1) of ``items``."""
@@ -101,36 +96,6 @@ class LinearProbe(Method):
         ]
         truth = [i.labels for i in items] if self.task.kind == "multilabel" else [i.label for i in items]
         return torch.cat(parts), np.asarray(truth)
-
-    def _fit(
-        self, inputs: np.ndarray, truth: np.ndarray, strength: float, seed: int
-    ) -> tuple[Tensor, Tensor]:
-        """Weights ``[C, width]`` and biases ``[C]``; a class without examples keeps a low bias."""
-        from sklearn.linear_model import LogisticRegression
-
-        def regression() -> Any:
-            return LogisticRegression(C=strength, max_iter=2000, random_state=seed)
-
-        classes, width = len(self.task.classes), inputs.shape[1]
-        weight, bias = torch.zeros(classes, width), torch.full((classes,), -20.0)
-        if truth.ndim == 2:
-            for c in range(classes):
-                if 0 < truth[:, c].sum() < len(truth):
-                    model = regression().fit(inputs, truth[:, c])
-                    weight[c], bias[c] = torch.tensor(model.coef_[0]), float(model.intercept_[0])
-                elif truth[:, c].all():
-                    bias[c] = 20.0
-            return weight, bias
-        if len(set(truth.tolist())) == 1:
-            bias[truth[0]] = 20.0
-            return weight, bias
-        model = regression().fit(inputs, truth)
-        rows, offsets = torch.tensor(model.coef_).float(), torch.tensor(model.intercept_).float()
-        if len(rows) == 1:  # two classes have one row: the second against the first
-            rows, offsets = torch.cat([-rows, rows]) / 2, torch.cat([-offsets, offsets]) / 2
-        places = torch.tensor(model.classes_)
-        weight[places], bias[places] = rows, offsets
-        return weight, bias
 
     def predict(self, batch: TextBatch) -> Predictions:
         with torch.no_grad():
