@@ -57,7 +57,7 @@ def batch(method: Contrastive, count: int = 3) -> ImageBatch:
         ("vpt", {"tokens": 16}, 147_456),
         ("vpt", {"tokens": 16, "depth": "shallow"}, 16 * 768),
         ("ivlp", {}, 46_080),
-        ("ivlp", {"depth": 3}, 15_360),
+        ("ivlp", {"layers": 3}, 15_360),
         ("zero-shot-clip", {}, 0),
     ],
 )
@@ -91,7 +91,7 @@ def test_every_picture_has_its_own_context(clip: Backbone) -> None:
 
 @pytest.mark.parametrize("name", EVERY[1:])
 def test_only_what_is_learned_gets_a_gradient(clip: Backbone, name: str) -> None:
-    method = make(name, clip, **({"depth": 2} if name == "ivlp" else {}))
+    method = make(name, clip, **({"layers": 2} if name == "ivlp" else {}))
     method.loss(batch(method)).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in method.parameters())
     assert all(p.grad is None for p in clip.model.parameters())
@@ -99,7 +99,7 @@ def test_only_what_is_learned_gets_a_gradient(clip: Backbone, name: str) -> None
 
 @pytest.mark.parametrize("name", EVERY)
 def test_new_names_leave_what_was_learned(clip: Backbone, name: str) -> None:
-    method = make(name, clip, **({"depth": 2} if name == "ivlp" else {})).eval()
+    method = make(name, clip, **({"layers": 2} if name == "ivlp" else {})).eval()
     before = {k: v.clone() for k, v in method.state_dict().items()}
     first = method.predict(batch(method))
     method.rename(("a cat", "tree", "house", "ship", "car"))
@@ -121,27 +121,25 @@ def test_a_context_for_each_class_has_no_new_classes(clip: Backbone) -> None:
 
 
 def test_ivlp_at_its_start(clip: Backbone) -> None:
-    text_only = make("ivlp", clip, image_tokens=0, depth=1)
+    text_only = make("ivlp", clip, vision_length=0, layers=1)
     assert torch.equal(text_only.class_features(), text_only.zero_shot())
     assert torch.equal(
         text_only.image_features(batch(text_only)), text_only.frozen_features(batch(text_only))
     )
-    image_only = make("ivlp", clip, text_tokens=0, depth=1)
+    image_only = make("ivlp", clip, length=0, layers=1)
     assert torch.equal(image_only.class_features(), image_only.zero_shot())
     assert not torch.allclose(
         image_only.image_features(batch(image_only)), image_only.frozen_features(batch(image_only)), atol=1e-3
     )
-    longer = make("ivlp", clip, text_tokens=8, depth=2)
-    assert longer.tokens.slots == 8 and longer.tokens.start is None
 
 
 def test_class_features_are_computed_once_while_answering(clip: Backbone) -> None:
     method = make("coop", clip).eval()
     with torch.no_grad():
-        first = method.known_class_features()
-        assert method.known_class_features() is first
+        first = method._features()
+        assert method._features() is first
         method.context.add_(0.1)
-        assert not torch.equal(method.known_class_features(), first)
+        assert not torch.equal(method._features(), first)
 
 
 @pytest.mark.parametrize(
@@ -150,8 +148,8 @@ def test_class_features_are_computed_once_while_answering(clip: Backbone) -> Non
         ("coop", {"context_length": 90}, "reads 77"),
         ("coop", {"context_length": 3, "position": "middle"}, "even"),
         ("coop", {"init": "words", "init_text": "a photo"}, "write {}"),
-        ("ivlp", {"depth": 9}, "has 3 layers"),
-        ("ivlp", {"text_tokens": 0, "image_tokens": 0}, "nothing would learn"),
+        ("ivlp", {"layers": 9}, "has 3"),
+        ("ivlp", {"length": 0, "vision_length": 0}, "nothing would learn"),
     ],
 )
 def test_mistakes_name_the_field(clip: Backbone, name: str, options: dict[str, Any], message: str) -> None:

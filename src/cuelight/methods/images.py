@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,11 +22,8 @@ class ImageMethod(Method):
     """A method that reads pictures through a frozen image tower."""
 
     task: ImageTask
-
-    @property
-    def prompts_images(self) -> bool:
-        """Whether something learned touches the image tower, so that pictures have to be encoded at every step."""
-        return False
+    prompts_images: ClassVar[bool] = False
+    """Whether something learned touches the image tower, so that pictures have to be encoded at every step."""
 
     @property
     def caches(self) -> bool:
@@ -60,7 +58,7 @@ class ImageMethod(Method):
             self.remember([*data.train, *data.validation])
 
     def batch(self, items: Sequence[ImageItem]) -> ImageBatch:
-        if not self.prompts_images and all(item.feature is not None for item in items):
+        if self.caches and all(item.feature is not None for item in items):
             return self.task.collate_features(items)
         return self.task.collate(items)
 

@@ -82,16 +82,16 @@ TEMPLATE_SETS: dict[str, tuple[str, ...]] = {
 
 
 def named_templates(value: Any) -> tuple[str, ...]:
-    """Templates, and those of the named sets among them.
+    """Templates, those of named sets among them; in one string ``|`` stands between several.
 
     Raises:
         ValueError: one has no place for the class name, and is no name of a set.
     """
-    listed = [value] if isinstance(value, str) else list(value)
-    found = [t for entry in listed for t in TEMPLATE_SETS.get(str(entry), (entry,))]
+    listed = value.split("|") if isinstance(value, str) else [str(entry) for entry in value]
+    found = [t for entry in listed for t in TEMPLATE_SETS.get(entry.strip(), (entry.strip(),))]
     for template in found:
-        if str(template).count("{}") != 1:
-            hint = nearest(str(template), TEMPLATE_SETS)
+        if template.count("{}") != 1:
+            hint = nearest(template, TEMPLATE_SETS)
             raise ValueError(f"'{template}' has no place for the class name{hint}; write {{}} once")
     return tuple(found)
 

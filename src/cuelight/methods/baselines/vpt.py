@@ -56,6 +56,7 @@ class VPT(Contrastive):
     )
     Config: ClassVar[type[MethodConfig]] = VPTConfig
     training_defaults: ClassVar[dict[str, Any]] = clip_schedule(epochs=20, batch_size=8)
+    prompts_images: ClassVar[bool] = True
     config: VPTConfig
 
     def __init__(self, backbone: Any, task: ImageTask, config: VPTConfig) -> None:
@@ -66,10 +67,6 @@ class VPT(Contrastive):
         draw = torch.Generator().manual_seed(config.init_seed)
         start = (torch.rand(layers, config.tokens, tower.width, generator=draw) * 2 - 1) * limit
         self.tokens = nn.Parameter(start.to(backbone.device))
-
-    @property
-    def prompts_images(self) -> bool:
-        return True
 
     def class_features(self) -> Tensor:
         return self.zero_shot()
