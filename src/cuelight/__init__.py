@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from cuelight.serving import Pool
     from cuelight.tuning import Run, tune
 
+    from . import strategies
+
 __version__ = "0.1.0"
 __all__ = [
     "ArtifactError",
@@ -40,6 +42,7 @@ __all__ = [
     "load",
     "load_backbone",
     "methods",
+    "strategies",
     "tune",
 ]
 
@@ -57,7 +60,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("backbones", "methods"):  # packages that can be called
+    if name in ("backbones", "methods", "strategies"):  # packages and modules that can be called
         return importlib.import_module(f"cuelight.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'cuelight' has no attribute '{name}'")

@@ -18,7 +18,16 @@ from cuelight.errors import DataError, nearest
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["FILE_SUFFIXES", "READABLE", "Table", "missing_file", "one_line", "read_file", "read_text"]
+__all__ = [
+    "FILE_SUFFIXES",
+    "READABLE",
+    "Table",
+    "missing_file",
+    "one_line",
+    "read_file",
+    "read_frame",
+    "read_text",
+]
 
 READABLE = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 FILE_SUFFIXES = (*READABLE, ".txt", ".xlsx", ".xls", ".arrow", ".feather", ".gz", ".zip", ".pkl", ".npz")
@@ -80,6 +89,12 @@ def read_file(path: Path) -> Table | dict[str, Table]:
         if part.frame.empty:
             raise DataError(f"'{path}' has a header but no rows: add rows to it")
     return table
+
+
+def read_frame(path: Path) -> pd.DataFrame:
+    """The one table of a file, or its first split; errors as for `read_file`."""
+    table = read_file(path)
+    return table.frame if isinstance(table, Table) else next(iter(table.values())).frame
 
 
 def read_text(path: Path) -> tuple[str, list[str]]:

@@ -56,6 +56,8 @@ def method_modules() -> dict[str, str]:
     for family in pkgutil.iter_modules(root.__path__, root.__name__ + "."):
         if family.ispkg:
             folder = importlib.import_module(family.name)
+            if not getattr(folder, "holds_methods", True):
+                continue
             for module in pkgutil.iter_modules(folder.__path__, family.name + "."):
                 found[module.name.rsplit(".", 1)[1].replace("_", "-")] = module.name
     for point in entry_points(group="cuelight.methods"):

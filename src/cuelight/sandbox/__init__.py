@@ -36,7 +36,7 @@ from typing import Any
 
 from cuelight.errors import CuelightError
 
-__all__ = ["Limits", "Ran", "SandboxError", "run_python", "why_not"]
+__all__ = ["Limits", "Ran", "SandboxError", "run_python", "stepper_source", "why_not"]
 
 _CHILD = Path(__file__).with_name("child.py")
 _START = 20.0
@@ -93,6 +93,12 @@ def why_not() -> str:
     except SandboxError as error:
         return str(error)
     return ""
+
+
+@cache
+def stepper_source() -> str:
+    """A program that runs another statement by statement, to stand before a call of its ``step``; see `stepper.py`."""
+    return Path(__file__).with_name("stepper.py").read_text(encoding="utf-8")
 
 
 def run_python(
