@@ -241,7 +241,7 @@ def test_documents_are_found_by_words_and_by_title(tmp_path: Path) -> None:
 def test_tools_really_work() -> None:
     assert calculate("3 x (4+5)^2 - 1,000") == -757
     for wrong in ("__import__('os')", "9**9**9", "1/0", "a + 1", "2 +"):
-        with pytest.raises(ValueError, match="."):
+        with pytest.raises(ValueError, match=r"\S"):
             calculate(wrong)
     box = toolbox(Documents.read(DOCUMENTS), unprotected=unprotected)
     assert box["calculator"].run("7 * 6") == "42" and box["calculator"].run("7 *").startswith("error")
