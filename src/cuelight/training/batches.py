@@ -54,6 +54,11 @@ def own_randomness() -> Iterator[None]:
             np.random.set_state(numpy)
 
 
+def order_by_seed(seed: int, epoch: int, count: int) -> list[int]:
+    """A stage's ``batch_order`` that is the same whichever stages come before it."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(1_000_003 * seed + epoch)).tolist()
+
+
 class Batches(Dataset[Any]):
     """The endless row of micro-batches of a stage; the last one of an epoch may be short.
 

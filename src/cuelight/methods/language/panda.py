@@ -48,6 +48,7 @@ from cuelight.prompts.conditioning import (
 from cuelight.prompts.initial import vocabulary_sample
 from cuelight.tasks.text import Item, Predictions, TaskConfig, TextTask
 from cuelight.training import ParamGroup, Stage
+from cuelight.training.batches import order_by_seed
 
 _MOST = 200
 """Rows a task's embedding is the mean over, and rows a source is validated on."""
@@ -243,7 +244,7 @@ class PANDA(Method):
             monitor="accuracy",
             higher_is_better=True,
             defaults=dict(self.training_defaults),
-            batch_order=_order,
+            batch_order=order_by_seed,
         )
 
     def _source(self, k: int, name: str, task: TextTask, train: list[Item], held: list[Item]) -> Stage:
@@ -364,8 +365,3 @@ def _learners(modules: nn.ModuleList) -> list[Learner]:
 def _batches(task: TextTask, items: list[Item]) -> Iterator[TextBatch]:
     for k in range(0, len(items), 32):
         yield task.collate(items[k : k + 32]).to(task.backbone.device)
-
-
-def _order(seed: int, epoch: int, count: int) -> list[int]:
-    """The student sees its rows in the same order whatever came before it."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(1_000_003 * seed + epoch)).tolist()

@@ -48,6 +48,7 @@ from cuelight.prompts.multimodal import by_layer
 from cuelight.tasks.captioned import PseudoClass, draw_task, pseudo_classes
 from cuelight.tasks.image import ImageBatch, ImageItem
 from cuelight.training import ParamGroup, Stage
+from cuelight.training.batches import order_by_seed
 
 Theta = list[Tensor]
 """A prompt: the text's vectors ``[M, w_t]`` and, in a unified one, the images' tokens ``[layers, n, w_v]``."""
@@ -338,6 +339,7 @@ class GRAM(Contrastive):
 
     def stages(self, data: Data) -> list[Stage]:
         [target] = super().stages(data)
+        target.batch_order = order_by_seed  # whatever comes before
         if not self._classes:
             return [target]
         config = self.config

@@ -155,10 +155,11 @@ class KAPT(TokenReader):
         super().prepare(data, seed)
 
     def renamed(self) -> None:
-        missing = [name for name in self.names if name not in self.knowledge]
-        if missing:
-            found = class_descriptions(self.config.knowledge, missing, wordnet=self.config.wordnet)
-            self.knowledge |= {n: " ".join(texts) for n, texts in zip(missing, found, strict=True) if texts}
+        if any(name not in self.knowledge for name in self.names):
+            found = class_descriptions(self.config.knowledge, self.names, wordnet=self.config.wordnet)
+            for name, texts in zip(self.names, found, strict=True):
+                if texts:
+                    self.knowledge.setdefault(name, " ".join(texts))
         self._write()
 
     def _write(self) -> None:

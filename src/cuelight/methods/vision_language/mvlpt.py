@@ -39,6 +39,7 @@ from cuelight.prompts.dual import ClassTokens, encode_images, encode_text, learn
 from cuelight.prompts.multimodal import by_layer
 from cuelight.tasks.image import ImageBatch, ImageItem
 from cuelight.training import ParamGroup, Stage
+from cuelight.training.batches import order_by_seed
 
 
 class MVLPTConfig(MethodConfig):
@@ -262,6 +263,7 @@ class MVLPT(Contrastive):
 
     def stages(self, data: Data) -> list[Stage]:
         [target] = super().stages(data)
+        target.batch_order = order_by_seed  # whatever comes before
         pool = self._pool
         if pool is None:
             return [target]
