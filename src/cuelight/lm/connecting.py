@@ -61,6 +61,18 @@ def connect(
         "store": store,
         "ledger": None if ledger is None else Ledger(ledger),
     }
+    if isinstance(spec, str) and spec.startswith(("http://", "https://")):
+        from cuelight.lm.remote import RemoteLM
+
+        return RemoteLM(
+            spec,
+            api_key=api_key,
+            concurrency=concurrency,
+            timeout=timeout,
+            retries=retries,
+            prices=prices,
+            **shared,
+        )
     from cuelight.lm.local import LocalLM
 
     return LocalLM(spec, device=device, dtype=dtype, batch_size=batch_size, tokenizer=tokenizer, **shared)
