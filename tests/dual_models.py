@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,3 +73,13 @@ def clip_b16(*, meta: bool = True) -> hf.CLIPModel:
     )
     with torch.device("meta" if meta else "cpu"):
         return hf.CLIPModel(config)
+
+
+def saved_clip(folder: Path) -> str:
+    """A small random CLIP as a folder that `load_backbone` reads by name, processor and tokenizer with it."""
+    made = small_clip()
+    made.model.save_pretrained(folder)
+    made.tokenizer.save_pretrained(folder)
+    size = {"height": 32, "width": 32}
+    hf.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=size).save_pretrained(folder)
+    return str(folder)

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.dual_models import small_clip, unaligned_dual
+from tests.dual_models import saved_clip, small_clip, unaligned_dual
 
 import cuelight
 from cuelight import data
 from cuelight.backbones import Backbone
+from cuelight.cli.main import run as command
 from cuelight.data.images import decode
 from cuelight.errors import CuelightError
 from cuelight.methods.base import get_method
 from cuelight.prompts.dual import encode_images, encode_text, plain_texts, template_context
 from cuelight.tasks import ImageConfig, make_task
+from cuelight.tasks.image import class_words
 
 
 @pytest.fixture(scope="module")
@@ -148,3 +151,115 @@ def test_texts_and_pictures_are_told_apart(clip: Backbone) -> None:
     rows = [{"text": f"film {k} was {word}", "label": word} for k in range(10) for word in ("good", "bad")]
     with pytest.raises(CuelightError, match="coop reads pictures"):
         cuelight.tune("coop", backbone=clip, data=rows)
+
+
+def test_every_way_to_bring_pictures(folder: Path) -> None:
+    import datasets
+
+    files = sorted(folder.glob("train/*/*.png"))
+    rows = {"image": [str(p) for p in files], "label": [p.parent.name for p in files]}
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=sorted(set(rows["label"])))}
+    )
+    lazy = datasets.Dataset.from_dict(rows, features=features)
+    held = [{"image": Image.open(p), "label": p.parent.name} for p in files]
+    raw = [{"image": p.read_bytes(), "label": p.parent.name} for p in files]
+    first = data.read(lazy, shots=2)
+    assert first.modality == "image" and first.classes[0] == "blue_square"
+    assert data.read(raw, shots=2).fingerprint == first.fingerprint
+    assert len(data.read(held, shots=2).train) == 6
+    renamed = data.read(lazy, label_names={"blue_square": "a blue square"})
+    assert renamed.classes[0] == "a blue square"
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        ("forest_road", "forest road"),
+        ("AnnualCrop", "Annual Crop"),
+        ("McLaren", "McLaren"),
+        ("iPod", "iPod"),
+        ("T-shirt/top", "T-shirt/top"),
+        ("SeaLake_2", "Sea Lake 2"),
+        ("hot dog", "hot dog"),
+    ],
+)
+def test_class_names_as_words(raw: str, words: str) -> None:
+    assert class_words(raw) == words
+
+
+def test_same_pictures_never_stand_in_train_and_test(folder: Path) -> None:
+    rows = [
+        {"image": p.read_bytes(), "label": p.parent.name, "split": "train"}
+        for p in folder.glob("train/*/*.png")
+    ]
+    again = [{**row, "split": "test"} for row in rows[:5]]
+    read = data.read(rows + again)
+    assert read.report.dropped == {"image also in test": 5}
+    assert not {*read.train["key"]} & {*read.test["key"]}
+
+
+def test_augmented_pictures_come_from_the_seed(clip: Backbone, folder: Path) -> None:
+    task = make_task(clip, data.read(folder), ImageConfig(augment="crop"))
+    items = task.encode(data.read(folder).train)[:4]
+    assert torch.equal(task.collate(items).pixels, task.collate(items).pixels)
+    torch.manual_seed(3)
+    one, two = task.collate(items, augment=True).pixels, task.collate(items, augment=True).pixels
+    torch.manual_seed(3)
+    assert torch.equal(task.collate(items, augment=True).pixels, one) and not torch.equal(one, two)
+    assert one.shape == (4, 3, 32, 32)
+
+
+def test_pictures_are_prepared_as_the_processor_does(clip: Backbone, tmp_path: Path) -> None:
+    from cuelight.backbones import load_backbone
+
+    loaded = load_backbone(saved_clip(tmp_path / "clip"), device="cpu")
+    task = make_task(loaded, data.read(_wide_pictures(tmp_path)), ImageConfig())
+    items = task.encode(data.read(_wide_pictures(tmp_path)).train)
+    wanted = loaded.processor(images=[decode(i.picture) for i in items], return_tensors="pt").pixel_values
+    assert torch.allclose(task.collate(items).pixels, wanted, atol=0.03)  # rounding before the normalisation
+
+
+def _wide_pictures(root: Path) -> Path:
+    folder = root / "wide"
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for k in range(4):
+            pixels = np.random.RandomState(k + 10 * (name == "b")).randint(0, 255, (60, 96, 3))
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{k}.png")
+    return folder
+
+
+def test_the_commands(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    backbone = saved_clip(tmp_path / "clip")
+    out = str(tmp_path / "run")
+    assert command(["data", str(folder), "--shots", "2"]) == 0
+    assert "40 x 40" in capsys.readouterr().out
+    told = ["--backbone", backbone, "--data", str(folder), "--shots", "2", "--output", out, "--quiet"]
+    assert command(["tune", "coop", *told, "--epochs", "2", "--templates", "a photo of a {}.|a {}."]) == 0
+    capsys.readouterr()
+    picture = next(folder.glob("test/*/*.png"))
+    assert command(["predict", out, str(picture), "--quiet"]) == 0
+    answer = capsys.readouterr().out.strip()
+    assert answer in ("red_square", "green_square", "blue_square")
+    answers = str(tmp_path / "answers.csv")
+    assert command(["predict", out, "--data", str(folder / "test"), "--output", answers, "--quiet"]) == 0
+    assert len(Path(answers).read_text().splitlines()) == 13
+    capsys.readouterr()
+    assert command(["evaluate", out, "--data", str(folder), "--quiet"]) == 0
+    assert "accuracy" in capsys.readouterr().out
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no picture")
+    assert command(["predict", out, str(tmp_path / "broken.jpg"), "--quiet"]) == 2
+    error = capsys.readouterr().err
+    assert "broken.jpg" in error and error.count("\n") == 1
+
+
+def test_coop_learns_on_real_pictures_with_towers_that_do_not_meet(towers: Backbone) -> None:
+    """The towers are real, their spaces are not aligned: only that the loss falls is looked at."""
+    path = Path(os.environ.get("CUELIGHT_DATA", "")) / "vision" / "pacs.parquet"
+    if not path.exists():
+        pytest.skip("no shared data: set CUELIGHT_DATA to its folder")
+    splits = data.read(path, shots=2, max_test=7, max_validation=7)
+    run = cuelight.tune("coop", backbone=towers, data=splits, image_size=56, epochs=8, learning_rate=0.2)
+    losses = [entry["loss"] for entry in run.training.history]
+    assert losses[-1] < losses[0] and len(towers.memory) >= 28

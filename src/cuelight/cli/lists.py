@@ -116,7 +116,10 @@ def backbones(as_json: bool, fetch: str | None, remove: str | None) -> None:
 
 @click.pass_context
 def _data(ctx: click.Context, source: str, rows: int, as_json: bool, **params: Any) -> None:
-    """Show how SOURCE is read: columns, splits, classes, what was left out and why.  Nothing is learned."""
+    """Show how SOURCE is read: columns, splits, classes, what was left out and why.  Nothing is learned.
+
+    SOURCE holds texts or pictures: a table, a hub id, or a folder of class folders.
+    """
     from cuelight.data import read
 
     splits = read(source, **given(ctx, [s.name for s in data_settings()]))
@@ -148,7 +151,7 @@ data = HeadedCommand(
         ),
         HeadedOption(["--json", "as_json"], is_flag=True, help="Print the report as JSON."),
     ],
-    epilog="\b\nExample\n  cuelight data reviews.csv --text body --label stars",
+    epilog="\b\nExamples\n  cuelight data reviews.csv --text body --label stars\n  cuelight data pictures/",
 )
 
 
@@ -159,8 +162,18 @@ def _example(row: dict[str, Any], classes: Sequence[str]) -> str:
         answer = "; ".join(c for c, on in zip(classes, row["labels"], strict=True) if on) or "none"
     else:
         answer = row["targets"][0]
+    if "image" in row:
+        return f"{_shown_picture(row['image'])}  ->  {_short(answer)}"
     texts = [row["text"], *([row["text_b"]] if "text_b" in row else [])]
     return " | ".join(_short(t) for t in texts) + f"  ->  {_short(answer)}"
+
+
+def _shown_picture(picture: dict[str, Any]) -> str:
+    from cuelight.data.images import decode
+
+    image = decode(picture, "the data")
+    where = picture["path"] if picture["bytes"] is None else f"{len(picture['bytes']):,} bytes"
+    return f"{where} ({image.width} x {image.height})"
 
 
 def _short(text: str, limit: int = 90) -> str:

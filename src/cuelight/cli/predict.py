@@ -49,18 +49,20 @@ def _loading() -> list[click.Parameter]:
 
 @click.pass_context
 def _predict(ctx: click.Context, **params: Any) -> None:
-    """Answer texts with what was learned.
+    """Answer texts, or name pictures, with what was learned.
 
-    DIR is the --output of a run.  Texts are given as words of the command, as lines on stdin, or as a column
-    of --data.  Answers are printed one a line, in the order of the texts, or written to --output with them.
+    DIR is the --output of a run.  Texts (paths of pictures) are given as words of the command, as lines on stdin, or
+    as a column of --data.  Answers are printed one a line, in the order of the texts, or written to --output with them.
     """
     if params["output"] and Path(params["output"]).suffix.lower() not in (".csv", ".jsonl"):
         raise ConfigError(f"output: '{params['output']}' is of no known format; give a .csv or .jsonl file")
     if params["texts"] and params["data"]:
         raise ConfigError("data: is given together with texts; give one of them")
+    texts: list[Any]
     if params["data"]:
         prompt = _load(params)
-        rows, texts = _from_source(prompt, params)
+        from_source = _pictures_from_source if _reads_pictures(prompt) else _from_source
+        rows, texts = from_source(prompt, params)
     else:
         if params["text"]:
             raise ConfigError("text: names a column of --data; give --data, or the texts behind DIR")
@@ -68,7 +70,8 @@ def _predict(ctx: click.Context, **params: Any) -> None:
         prompt = _load(params)
         if piped and prompt.method.task.pairs:
             texts = [tuple(t.split("\t", 1)) if isinstance(t, str) and "\t" in t else t for t in texts]
-        rows = [{"text": t} if isinstance(t, str) else {"text": t[0], "text_b": t[1]} for t in texts]
+        use = "image" if _reads_pictures(prompt) else "text"
+        rows = [{use: t} if isinstance(t, str) else {"text": t[0], "text_b": t[1]} for t in texts]
     _check_pairs(prompt, texts)
     found = prompt.predict(
         texts,
@@ -105,6 +108,12 @@ predict = HeadedCommand(
             help="The column of --data; by default the one that was learned from.",
         ),
         HeadedOption(
+            ["--image"],
+            heading="Texts",
+            metavar="COLUMN",
+            help="For pictures: their column of --data.",
+        ),
+        HeadedOption(
             ["--text-b"],
             heading="Texts",
             multiple=True,
@@ -121,6 +130,7 @@ predict = HeadedCommand(
         *_loading(),
     ],
     epilog="\b\nExamples\n  cuelight predict runs/mine 'what a film'\n"
+    "  cuelight predict runs/pictures cat.jpg dog.png\n"
     "  cuelight predict runs/mine --data new.csv --text review --output answers.csv\n"
     "  cat lines.txt | cuelight predict runs/mine",
 )
@@ -150,9 +160,13 @@ def _evaluate(ctx: click.Context, **params: Any) -> None:
     recorded["columns"] = tuple(task.get("columns", ()))
     splits = read(params["data"], **{"task": task["kind"], **recorded, **options})
     pairs = "text_b" in splits.train.column_names
-    if pairs != task["pairs"]:
+    if splits.modality != task.get("modality", "text"):
+        raise DataError(f"{splits.report.source}: holds no {task.get('modality', 'text')} column; name it")
+    if pairs != task.get("pairs", False):
         names = [f"'{splits.report.columns[role].column}'" for role in ("text", "text_b")[: 1 + pairs]]
-        mend = "pairs; name the second column with --text-b" if task["pairs"] else "one; name it with --text"
+        mend = (
+            "pairs; name the second column with --text-b" if task.get("pairs") else "one; name it with --text"
+        )
         raise DataError(
             f"{splits.report.source}: texts are in {' and '.join(names)}, but the run learned from {mend}"
         )
@@ -269,6 +283,32 @@ def _from_source(prompt: Prompt, params: dict[str, Any]) -> tuple[list[dict[str,
     return rows, list(zip(*columns, strict=True)) if pairs else columns[0]
 
 
+def _reads_pictures(prompt: Prompt) -> bool:
+    return bool(prompt.method.task.modality == "image")
+
+
+def _pictures_from_source(prompt: Prompt, params: dict[str, Any]) -> tuple[list[dict[str, Any]], list[Any]]:
+    """Every picture of ``--data``: of a folder, class folders or not, or of a table's column."""
+    import pandas as pd
+
+    from cuelight.data.columns import choose_picture
+    from cuelight.data.images import as_picture, pictures_in
+    from cuelight.data.sources import open_source
+
+    path = Path(params["data"]).expanduser()
+    if path.is_dir() and (files := pictures_in(path)):
+        return [{"image": str(file)} for file in files], list(files)
+    source = open_source(params["data"])
+    frame = pd.concat(source.tables.values(), ignore_index=True)
+    name = choose_picture(frame, params["image"], source.name)
+    others = frame.drop(columns=name).to_dict("records")
+    rows = [
+        {**{str(k): v for k, v in row.items()}, "image": value if isinstance(value, str) else f"row {k}"}
+        for k, (row, value) in enumerate(zip(others, frame[name], strict=True))
+    ]
+    return rows, [as_picture(value, source.folder) for value in frame[name]]
+
+
 def _column(frame: Any, role: str, name: str | None, prompt: Prompt, source: str) -> str:
     columns = [str(c) for c in frame.columns]
     flag = "--" + role.replace("_", "-")
@@ -289,6 +329,8 @@ def _column(frame: Any, role: str, name: str | None, prompt: Prompt, source: str
 
 
 def _check_pairs(prompt: Prompt, texts: Sequence[Any]) -> None:
+    if _reads_pictures(prompt):
+        return
     pairs = prompt.method.task.pairs
     for text in texts:
         if pairs and isinstance(text, str):

@@ -20,10 +20,23 @@ if TYPE_CHECKING:
 
 __all__ = ["tune"]
 
-_PARTNERS = ("zero-shot", "prompt-tuning", "linear-probe", "full-finetuning")
+_PARTNERS = (
+    *("zero-shot", "prompt-tuning", "linear-probe", "full-finetuning"),
+    *("zero-shot-clip", "coop", "image-linear-probe"),
+)
 # what decides which rows are test rows, and their answers
 _ROWS = (
-    *("text", "text_b", "label", "target", "train_split", "validation_split", "test_split", "max_test"),
+    *(
+        "text",
+        "text_b",
+        "image",
+        "label",
+        "target",
+        "train_split",
+        "validation_split",
+        "test_split",
+        "max_test",
+    ),
     *("test_size", "split_seed", "label_names"),
 )
 
@@ -100,7 +113,13 @@ def method_command(name: str) -> click.Command:
         _tune(name, given(ctx, [f.name for f in fields if f.name not in taken]), params)
 
     doc = plain(read_card(name)[1])
-    example = f"cuelight tune {name} --backbone smollm2-135m --data reviews.csv --shots 16 --output runs/mine"
+    pictures = read_card(name)[0].reads == "image"
+    where = (
+        "--backbone dino-minilm-clip --data pictures/"
+        if pictures
+        else "--backbone smollm2-135m --data reviews.csv"
+    )
+    example = f"cuelight tune {name} {where} --shots 16 --output runs/mine"
     return HeadedCommand(
         name,
         callback=callback,
@@ -145,12 +164,12 @@ def _tune(name: str, options: dict[str, Any], params: dict[str, Any]) -> None:
     task = run.prompt.method.task
     second = ["--text-b", "its second text"] if task.pairs else []
     follow = [
-        ["predict", str(folder), "a text of yours", *second],
+        ["predict", str(folder), "a text of yours" if task.modality == "text" else "picture.jpg", *second],
         ["evaluate", str(folder), "--data", source, *rows],
     ]
-    partner = _partner(name, run.prompt.method.backbone.kind, task.kind)
+    partner = _partner(name, run.prompt.method.backbone.kind, task)
     if partner:
-        methods = f"{name},{partner}" if name == "zero-shot" else f"{partner},{name}"
+        methods = f"{name},{partner}" if name.startswith("zero-shot") else f"{partner},{name}"
         where = ["--backbone", backbone, "--data", source]
         follow.append(["compare", methods, *where, "--seeds", "3", *same])
     if run.training:
@@ -158,11 +177,12 @@ def _tune(name: str, options: dict[str, Any], params: dict[str, Any]) -> None:
     say("", "next", *("  " + shlex.join(["cuelight", *words]) for words in follow))
 
 
-def _partner(name: str, kind: str, task: str) -> str | None:
+def _partner(name: str, kind: str, task: Any) -> str | None:
     """A baseline to compare with that runs on the same kind of backbone and task."""
     for other in _PARTNERS:
         card = read_card(other)[0]
-        if other != name and kind in card.kinds and task in card.tasks:
+        fits = kind in card.kinds and task.kind in card.tasks and task.modality == card.reads
+        if other != name and fits:
             return other
     return None
 

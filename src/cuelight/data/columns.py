@@ -25,6 +25,7 @@ __all__ = [
     "as_text",
     "cell_text",
     "choose_columns",
+    "choose_picture",
     "choose_texts",
     "is_list",
     "is_missing",
@@ -149,6 +150,14 @@ def choose_texts(frame: pd.DataFrame, spec: DataSpec, where: str = "the data") -
     return _Chooser(frame, spec, {}, where).texts()
 
 
+def choose_picture(frame: pd.DataFrame, name: str | None, where: str = "the data") -> str:
+    """The column of pictures, of rows that need no label.
+
+    Raises ``DataError`` as `choose_columns`.
+    """
+    return _Chooser(frame, DataSpec(image=name), {}, where).picture()
+
+
 class _Chooser:
     def __init__(
         self, frame: pd.DataFrame, spec: DataSpec, declared: dict[str, list[str]], where: str
@@ -186,6 +195,14 @@ class _Chooser:
         else:
             self._text()
         return {role: choice.column for role, choice in self.choices.items()}
+
+    def picture(self) -> str:
+        if self.spec.image is not None:
+            return self._existing("image", self.spec.image)
+        self._image()
+        if "image" not in self.choices:
+            raise self._error("no column holds pictures", "image")
+        return self["image"]
 
     # the answer: a label or a target
 

@@ -17,7 +17,16 @@ from cuelight.errors import DataError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["IMAGE_SUFFIXES", "Picture", "as_picture", "decode", "holds_pictures", "is_picture", "picture_key"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "Picture",
+    "as_picture",
+    "decode",
+    "holds_pictures",
+    "is_picture",
+    "picture_key",
+    "pictures_in",
+]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm")
 _HEAD = 65536  # bytes of a file that tell it from all others of its size
@@ -38,6 +47,15 @@ def holds_pictures(values: list[Any]) -> bool:
         is_picture(value) or (isinstance(value, str | Path) and str(value).lower().endswith(IMAGE_SUFFIXES))
         for value in values
     )
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """All picture files below ``folder``, in order; hidden ones are left out."""
+    return [
+        file
+        for file in sorted(folder.rglob("*"))
+        if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".") and file.is_file()
+    ]
 
 
 def as_picture(value: Any, folder: Path | None = None) -> Picture:

@@ -62,6 +62,10 @@ class Pool:
         loaded = prompt if isinstance(prompt, Prompt) else load(Path(prompt), backbone=self.backbone)
         if loaded.method.backbone is not self.backbone:
             raise ConfigError(f"prompt {name}: is on another backbone object; load it on the pool's")
+        if loaded.method.task.modality != "text":
+            raise ConfigError(
+                f"prompt {name}: reads pictures, and only texts are served; use 'cuelight predict'"
+            )
         loaded.method.eval()
         self.prompts[name] = loaded
         self._conditions.pop(name, None)
