@@ -1,9 +1,10 @@
 """MoCoOp: several soft prompts, each from a group of templates, and a router that mixes two of them for every picture.
 
-Templates that say like things form a group (``--groups``, the members of one joined by ``|``).  The words of a group's first
-template become the vectors of an expert.  A linear router reads the picture's frozen feature, takes the two likeliest
-experts and mixes their class features by its softmax.  It is taught which groups' hard templates lie nearest to the picture
-and its class; every expert is taught to tell the class names apart as its own group's hard templates do.
+Templates that say like things form a group (``--groups``, ``|`` between the members of one, ``;`` between groups).  The
+words of a group's first template become the vectors of an expert.  A linear router reads the picture's frozen feature,
+takes the two likeliest experts and mixes their class features by its softmax.  It is taught which groups' hard templates lie
+nearest to the picture and its class; every expert is taught to tell the class names apart as its own group's hard templates
+do.
 
 Learns: a vector a word, ``(d + 1) * groups`` values of the router, and a correction ``[d]`` of all class features: 18,950 on
 CLIP ViT-B/16 with the paper's six groups for EuroSAT.  ``--norms`` lets the image tower's layer norms learn too (36,864 more),
@@ -32,7 +33,7 @@ from cuelight.methods.base import Card, MethodConfig
 from cuelight.methods.contrastive import Contrastive, clip_schedule
 from cuelight.prompts.dual import ClassTokens, encode_text, template_context
 from cuelight.prompts.norms import TunedNorms
-from cuelight.tasks.image import ImageBatch
+from cuelight.tasks.image import ImageBatch, named_templates
 from cuelight.training import ParamGroup
 
 _GROUPS = (
@@ -48,8 +49,8 @@ _LIFT = 10.0
 
 
 class MoCoOpConfig(MethodConfig):
-    groups: tuple[str, ...] = Field(
-        _GROUPS, min_length=1, description="Groups of templates, those of one group joined by '|'."
+    groups: tuple[str, ...] | str = Field(
+        _GROUPS, description="Groups of templates: ; stands between groups, | within one."
     )
     experts: int = Field(2, ge=1, description="How many experts a picture has; at most all.")
     router: Literal["learned", "random", "uniform"] = Field(
@@ -66,13 +67,11 @@ class MoCoOpConfig(MethodConfig):
     norms: bool = Field(False, description="The image tower's layer norms learn too, at a tenth of the rate.")
     init_seed: int = Field(0, ge=0, description="Seed of the router.")
 
-    @field_validator("groups")
+    @field_validator("groups", mode="before")
     @classmethod
-    def _with_places(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for template in (t for group in value for t in group.split("|")):
-            if template.count("{}") != 1:
-                raise ValueError(f"'{template}' has no place for the class name; write {{}} once")
-        return value
+    def _grouped(cls, value: Any) -> tuple[str, ...]:
+        groups = value.split(";") if isinstance(value, str) else value
+        return tuple("|".join(named_templates(str(group))) for group in groups)
 
 
 def gate_target(cosines: Tensor, nearest: int) -> Tensor:

@@ -33,16 +33,17 @@ from cuelight.methods.base import Card, Data, MethodConfig
 from cuelight.methods.contrastive import clip_schedule
 from cuelight.methods.deep import DeepConfig, DeepPrompted
 from cuelight.prompts.multimodal import IndependentPrompts
-from cuelight.tasks.image import TEMPLATE_SETS, ImageBatch, named_templates
+from cuelight.tasks.image import ImageBatch, named_templates
 from cuelight.training import ParamGroup, Stage
 
 
 class PromptSRCConfig(DeepConfig):
     length: int = Field(4, ge=1, description="Vectors in each layer of the text tower.")
     vision_length: int = Field(4, ge=0, description="Tokens in each layer of the image tower.")
-    teacher: tuple[str, ...] = Field(
-        TEMPLATE_SETS["varied"],
-        description="Templates whose mean the frozen text features are, or a named set: 'varied' by default.",
+    teacher: tuple[str, ...] | str = Field(
+        "varied",
+        validate_default=True,
+        description="Templates whose mean the frozen text features are, with | between them, or a named set.",
     )
     image_weight: float = Field(10.0, ge=0, description="Weight of the image features' agreement.")
     text_weight: float = Field(25.0, ge=0, description="Weight of the text features' agreement.")
