@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cuelight.artifact import Prompt, load
     from cuelight.backbones import load_backbone
     from cuelight.comparison import Comparison, compare
+    from cuelight.conversation.promptor import Promptor, promptor
     from cuelight.overview import backbones, methods
     from cuelight.peft_bridge import import_peft
     from cuelight.serving import Pool
@@ -35,6 +36,7 @@ __all__ = [
     "DataError",
     "Pool",
     "Prompt",
+    "Promptor",
     "Run",
     "backbones",
     "compare",
@@ -42,6 +44,7 @@ __all__ = [
     "load",
     "load_backbone",
     "methods",
+    "promptor",
     "strategies",
     "tune",
 ]
@@ -50,11 +53,13 @@ _HOMES = {
     "Comparison": "cuelight.comparison",
     "Pool": "cuelight.serving",
     "Prompt": "cuelight.artifact",
+    "Promptor": "cuelight.conversation.promptor",
     "Run": "cuelight.tuning",
     "compare": "cuelight.comparison",
     "import_peft": "cuelight.peft_bridge",
     "load": "cuelight.artifact",
     "load_backbone": "cuelight.backbones",
+    "promptor": "cuelight.conversation.promptor",
     "tune": "cuelight.tuning",
 }
 

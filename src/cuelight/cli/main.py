@@ -27,6 +27,7 @@ COMMANDS = {
     "predict": ("predict:predict", "Answer texts with what was learned."),
     "evaluate": ("predict:evaluate", "Measure what was learned on labelled rows."),
     "export": ("export:export", "Write what was learned as a PEFT adapter or a fine-tuned model."),
+    "promptor": ("promptor:promptor", "Make a prompt in a conversation, tested on your examples."),
     "serve": ("serve:serve", "Serve learned prompts on one backbone over HTTP."),
     "methods": ("lists:methods", "List the methods, or show one."),
     "backbones": ("lists:backbones", "List, fetch or remove the built-in backbones."),

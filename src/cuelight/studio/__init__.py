@@ -1,0 +1,1 @@
+"""Web pages over the same calls; needs the extra ``studio``."""
