@@ -170,6 +170,16 @@ class _Chat:
             import readline  # noqa: F401  (line editing and history for input)
 
     def run(self) -> None:
+        """Talk until the end, or until the designer stops."""
+        try:
+            self._talk()
+        except EOFError:
+            self.console.print(f"[dim]{_STORED.format(self.agent.folder)}[/]")
+        except KeyboardInterrupt:
+            self.console.print()
+            raise KeyboardInterrupt(_STORED.format(self.agent.folder)) from None
+
+    def _talk(self) -> None:
         agent, console = self.agent, self.console
         if agent.state.brief or agent.state.versions:
             console.print(f"[dim]Going on in {agent.folder}.[/]")
@@ -193,9 +203,6 @@ class _Chat:
                 return
             try:
                 self._take(self._heard())
-            except (EOFError, KeyboardInterrupt):
-                console.print()
-                raise KeyboardInterrupt(_STORED.format(agent.folder)) from None
             except CuelightError as error:
                 if not agent.waiting:
                     raise

@@ -176,7 +176,7 @@ class Promptor:
         text = self.prompt if prompt is None else prompt
         if not text:
             raise ConfigError("prompt: there is none yet; answer what is asked first")
-        return self._target(self.state, [fill(text, row) for row in values])
+        return self._target(self.config, [fill(text, row) for row in values])
 
     def evaluate(self, cases: Sequence[Case | Mapping[str, Any]], *, prompt: str | None = None) -> float:
         """Mean score on cases with a wanted answer, by the conversation's metric.
@@ -432,7 +432,8 @@ class Promptor:
             if not open_:
                 continue
             self.on_step(f"testing version {number + 1} on {len(open_)} inputs")
-            answers = self._target(state, [fill(version.text, state.cases[n].values) for n in open_])
+            answers = self._target(state.config, [fill(version.text, state.cases[n].values) for n in open_])
+            count(state.calls, "target", len(open_))
             version.outputs.update(zip(open_, answers, strict=True))
             judged = [n for n in open_ if state.cases[n].wanted is not None]
             figures = answer_scores(
@@ -521,24 +522,24 @@ class Promptor:
         state.reported = {}
         for name, version in arms.items():
             if kept:
-                answers = self._target(state, [fill(version.text, case.values) for case in kept])
+                answers = self._target(state.config, [fill(version.text, case.values) for case in kept])
+                count(state.calls, "target", len(kept))
                 wanted = [str(case.wanted) for case in kept]
                 figures = answer_scores(state.metric, answers, wanted, encoder=state.config.encoder)
                 state.reported[name] = float(np.mean(figures))
         state.phase = "done"
         self._say(state, _summary(state))
 
-    def _target(self, state: State, prompts: Sequence[str]) -> list[str]:
+    def _target(self, config: PromptorConfig, prompts: Sequence[str]) -> list[str]:
         """The target model's answers, all asked at once."""
         if not prompts:
             return []
-        count(state.calls, "target", len(prompts))
         return answers_of(
             self.target,
             [[{"role": "user", "content": prompt}] for prompt in prompts],
-            max_tokens=state.config.answer_tokens,
-            temperature=state.config.target_temperature,
-            seed=state.config.seed,
+            max_tokens=config.answer_tokens,
+            temperature=config.target_temperature,
+            seed=config.seed,
         )
 
     # ---- state and files -------------------------------------------------------------------------------
