@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cuelight.conversation.promptor import Promptor, promptor
     from cuelight.overview import backbones, methods
     from cuelight.peft_bridge import import_peft
+    from cuelight.searching import Found, search
     from cuelight.serving import Pool
     from cuelight.tuning import Run, tune
 
@@ -34,6 +35,7 @@ __all__ = [
     "ConfigError",
     "CuelightError",
     "DataError",
+    "Found",
     "Pool",
     "Prompt",
     "Promptor",
@@ -45,12 +47,14 @@ __all__ = [
     "load_backbone",
     "methods",
     "promptor",
+    "search",
     "strategies",
     "tune",
 ]
 
 _HOMES = {
     "Comparison": "cuelight.comparison",
+    "Found": "cuelight.searching",
     "Pool": "cuelight.serving",
     "Prompt": "cuelight.artifact",
     "Promptor": "cuelight.conversation.promptor",
@@ -60,6 +64,7 @@ _HOMES = {
     "load": "cuelight.artifact",
     "load_backbone": "cuelight.backbones",
     "promptor": "cuelight.conversation.promptor",
+    "search": "cuelight.searching",
     "tune": "cuelight.tuning",
 }
 

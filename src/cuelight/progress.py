@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
-__all__ = ["track"]
+__all__ = ["Bar", "track"]
 
 T = TypeVar("T")
 
@@ -19,3 +19,35 @@ def track(items: Sequence[T], what: str | None) -> Iterable[T]:
     from rich.progress import track as bar
 
     return bar(items, description=what, console=Console(stderr=True), transient=True)
+
+
+class Bar:
+    """A bar on stderr for work that is counted as it is done; none without a name or a terminal.
+
+    ``total`` None is work of unknown length.
+    """
+
+    def __init__(self, what: str | None, total: int | None = None) -> None:
+        self._shown: Any = None
+        if what is None or not sys.stderr.isatty():
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._shown = Progress(
+            *columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True), transient=True
+        )
+        self._task = self._shown.add_task(what, total=total, note="")
+        self._shown.start()
+
+    def advance(self, note: str = "", by: int = 1) -> None:
+        """Count ``by`` more; ``note`` stands behind the bar."""
+        if self._shown is not None:
+            self._shown.update(self._task, advance=by, note=note)
+
+    def close(self) -> None:
+        """Take the bar off the terminal."""
+        if self._shown is not None:
+            self._shown.stop()
+            self._shown = None

@@ -119,6 +119,7 @@ def tune(
     kind.check(host, splits.kind, splits.modality)
     task = make_task(host, splits, task_config)
     learner = kind(host, task, config)
+    learner.progress = progress
 
     fingerprint = run_fingerprint(learner, splits)
     folder = None if output is None else Path(output)
@@ -132,7 +133,10 @@ def tune(
         raise DataError("data: no rows are left to measure on; add a test split or more rows")
     watched = _watched(splits)
     rows = Data(task.encode(splits.train), task.encode(watched), splits.train)
-    report = [*splits.report.lines(), *task.lines()]
+    plan = learner.plan(rows)
+    if on_report and plan:
+        on_report(plan)
+    report = [*splits.report.lines(), *plan, *task.lines()]
     if len(watched) < len(splits.validation):
         report.append(
             f"validation during training: {len(watched)} of {len(splits.validation)} rows (max_validation)"
@@ -158,6 +162,7 @@ def tune(
                 device=host.device,
                 progress=progress,
             )
+    report += learner.notes
     seconds = result.seconds if result else time.perf_counter() - began
     peak = max(memory.bytes, result.peak_memory) if result else memory.bytes
     metrics, predictions = evaluate(
@@ -172,6 +177,7 @@ def tune(
         "seconds": round(seconds, 3),
         "peak_memory": peak,
         "run": fingerprint,
+        **({"search": learner.facts} if learner.facts else {}),
     }
     run = Run(metrics, Prompt(learner, record), report, result, seconds, peak, predictions, folder)
     if folder is not None:
@@ -286,8 +292,8 @@ def _finished(method: Method, card: dict[str, Any], splits: Splits, folder: Path
     restore(method, card, folder)
     saved = checkpoint.read(folder / "training")
     result = None if saved is None else TrainResult(**saved[0]["result"])
-    names = ("metrics", "data", "training", "given", "seconds", "peak_memory", "run")
-    record = {name: card[name] for name in names}
+    names = ("metrics", "data", "training", "given", "seconds", "peak_memory", "run", "search")
+    record = {name: card[name] for name in names if name in card}
     return Run(
         card["metrics"],
         Prompt(method, record),

@@ -32,7 +32,9 @@ from cuelight.errors import BackboneError, nearest
 
 __all__ = ["Backbone", "Kind", "load_backbone"]
 
-Kind = Literal["causal", "seq2seq", "masked", "text-encoder", "vision-encoder", "vision-language", "audio"]
+Kind = Literal[
+    "causal", "seq2seq", "masked", "text-encoder", "vision-encoder", "vision-language", "audio", "remote"
+]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -210,7 +212,7 @@ class Backbone:
 
 
 def load_backbone(
-    name: str | os.PathLike[str] | PreTrainedModel | Backbone,
+    name: Any,
     *,
     device: str = "auto",
     dtype: str = "auto",
@@ -220,8 +222,8 @@ def load_backbone(
     """Load a backbone.
 
     Args:
-        name: a built-in name (``cuelight backbones`` lists them), a folder, a hub id, or a model already
-            loaded (then give ``tokenizer`` too).
+        name: a built-in name (``cuelight backbones`` lists them), a folder, a hub id, a model already loaded (then
+            give ``tokenizer`` too), or what only answers: ``http://host:port/v1#model``, or an `cuelight.lm.LM`.
         device: ``auto`` (cuda, then mps, then cpu), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         dtype: ``auto`` (float32 on a CPU, else the type the weights were saved in), ``float32``,
             ``bfloat16``, ``float16``.
@@ -243,6 +245,10 @@ def load_backbone(
         if dtype != "auto" and _dtype(dtype, name.device) != name.dtype:
             raise BackboneError(f"dtype: {name.id} is {name.dtype} already; give {dtype} to load_backbone")
         return name
+    from cuelight.backbones.remote import RemoteBackbone, answers_only, is_url
+
+    if answers_only(name) or (isinstance(name, str) and is_url(name)):
+        return RemoteBackbone(name)
     place = _device(device)
     if isinstance(name, PreTrainedModel):
         if tokenizer is None:

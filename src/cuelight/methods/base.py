@@ -85,6 +85,9 @@ class Method(nn.Module):
         card: what the method says of itself.
         Config: its options, a `MethodConfig`.
         training_defaults: `TrainConfig` fields the method recommends; what the user sets wins.
+        progress: whether `prepare` may show bars.
+        facts: what the artifact's card says of a search under ``search``: figures that learning left.
+        notes: the same as lines for the user.
     """
 
     card: ClassVar[Card]
@@ -106,6 +109,9 @@ class Method(nn.Module):
         if isinstance(task, TextTask):
             self._check_words(task)
         self.backbone, self.task, self.config = backbone, task, config
+        self.progress = False
+        self.facts: dict[str, Any] = {}
+        self.notes: list[str] = []
 
     def _check_words(self, task: TextTask) -> None:
         if task.soft_start and not self.learns_template:
@@ -147,6 +153,10 @@ class Method(nn.Module):
                 f"backbone {backbone.id}: {card.name} can not do {task} with a {backbone.kind} model; "
                 "use a causal LM"
             )
+
+    def plan(self, data: Data) -> list[str]:
+        """What `prepare` is about to spend, as lines to show beforehand; none where it costs nothing."""
+        return []
 
     def prepare(self, data: Data, seed: int) -> None:
         """Look at the training data before learning starts: pick demonstrations, count labels."""

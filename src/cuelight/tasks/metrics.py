@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["calibration_error", "classification_metrics", "generation_metrics", "multilabel_metrics"]
+__all__ = [
+    "calibration_error",
+    "classification_metrics",
+    "generation_metrics",
+    "last_number",
+    "multilabel_metrics",
+    "number_match",
+]
 
 
 def classification_metrics(predicted: Sequence[int], true: Sequence[int], classes: int) -> dict[str, float]:
-    """Accuracy and macro-F1 over the classes that occur; Matthews' correlation for two classes."""
+    """Accuracy and macro-F1 over the classes that occur; Matthews' correlation for two classes.
+
+    A predicted ``classes`` stands for an answer that names no class: it is wrong whatever is true.
+    """
     from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
     figures = {
         "accuracy": float(accuracy_score(true, predicted)),
-        "macro_f1": float(f1_score(true, predicted, average="macro", zero_division=0)),
+        "macro_f1": float(
+            f1_score(
+                true,
+                predicted,
+                labels=sorted({*true, *predicted} - {classes}),
+                average="macro",
+                zero_division=0,
+            )
+        ),
     }
     if classes == 2:
         figures["matthews"] = float(matthews_corrcoef(true, predicted))
@@ -77,3 +96,19 @@ def generation_metrics(predicted: Sequence[str], references: Sequence[Sequence[s
         "chrf": CHRF().corpus_score(list(predicted), columns).score / 100,
         "bleu": BLEU(effective_order=True).corpus_score(list(predicted), columns).score / 100,
     }
+
+
+def last_number(text: str) -> float | None:
+    """The last number in ``text`` (thousands' commas dropped), as answers to arithmetic end with it."""
+    found = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)
+    return float(found[-1].replace(",", "")) if found else None
+
+
+def number_match(predicted: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """Share of texts whose last number is that of one of their references."""
+
+    def same(text: str, wanted: Sequence[str]) -> bool:
+        value = last_number(text)
+        return value is not None and any(value == last_number(reference) for reference in wanted)
+
+    return float(np.mean([same(p, refs) for p, refs in zip(predicted, references, strict=True)]))

@@ -148,7 +148,7 @@ def check_template(template: str, kind: Kind, pairs: bool, columns: tuple[str, .
         raise ConfigError(
             "template: a masked language model needs exactly one {mask}, where the answer belongs"
         )
-    if kind == "causal" and slots:
+    if kind in ("causal", "remote") and slots:
         rest = template.rstrip()
         if slots > 1 or not rest.endswith("}") or not (jinja or rest.endswith("{mask}")):
             raise ConfigError(
@@ -157,7 +157,7 @@ def check_template(template: str, kind: Kind, pairs: bool, columns: tuple[str, .
         template = rest if jinja else rest[: -len("{mask}")]
     if kind == "seq2seq" and slots > 1:
         raise ConfigError("template: has {mask} twice; the answer has one place")
-    if kind not in ("causal", "seq2seq", "masked") and slots:
+    if kind not in ("causal", "seq2seq", "masked", "remote") and slots:
         raise ConfigError(f"template: {{mask}} is for language models; a {kind} model has no slot")
     soft_parts(template)
     return template if kind in ("masked", "text-encoder") else template.rstrip(" ")

@@ -24,7 +24,12 @@ from cuelight.backbones.backbone import Backbone
 from cuelight.data import Splits
 from cuelight.errors import ConfigError, DataError, nearest
 from cuelight.prompts.conditioning import Condition, TextBatch, answer_logits, choice_scores, generate
-from cuelight.tasks.metrics import classification_metrics, generation_metrics, multilabel_metrics
+from cuelight.tasks.metrics import (
+    classification_metrics,
+    generation_metrics,
+    multilabel_metrics,
+    number_match,
+)
 from cuelight.tasks.predictions import Predictions
 from cuelight.tasks.template import (
     Span,
@@ -76,6 +81,10 @@ class TaskConfig(BaseModel):
         "label is dropped (free).",
     )
     chat: bool = Field(False, description="Wrap the template in the backbone's chat format.")
+    judge: Literal["text", "number"] = Field(
+        "text",
+        description="Generated answers are judged as texts, or by their last number, as reasoning is.",
+    )
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -147,7 +156,7 @@ class TextTask:
         self.truncated = 0
         self._spaced = not self.config.chat and not self.template[-1:].isspace()
         self.tokenizer = backbone.tokenizer
-        if self.config.chat and not self.tokenizer.chat_template:
+        if self.config.chat and backbone.kind != "remote" and not self.tokenizer.chat_template:
             raise ConfigError(f"chat: {backbone.id} has no chat format; drop --chat")
         # T5 learned to fill a sentinel in the text and to name it before the answer.
         self.lead = self._sentinel() if backbone.kind == "seq2seq" and has_slot(self.template) else []
@@ -175,6 +184,8 @@ class TextTask:
     @property
     def metric(self) -> str:
         """The figure that decides which checkpoint is best and heads the tables."""
+        if self.kind == "generation" and self.config.judge == "number":
+            return "number_match"
         return {"classification": "accuracy", "multilabel": "micro_f1", "generation": "rouge_l"}[self.kind]
 
     def to_dict(self) -> dict[str, Any]:
@@ -284,7 +295,7 @@ class TextTask:
 
     def collate(self, items: Sequence[Item]) -> TextBatch:
         """A right-padded batch, on the CPU: a worker process may make it; whoever runs it moves it."""
-        pad = self.tokenizer.pad_token_id or 0
+        pad = 0 if self.tokenizer is None else self.tokenizer.pad_token_id or 0
 
         def padded(rows: list[list[int]], value: int) -> Tensor:
             return pad_sequence(
@@ -418,7 +429,9 @@ class TextTask:
         index = {name: k for k, name in enumerate(self.classes)}
         if self.kind == "classification":
             return classification_metrics(
-                [index[a] for a in predictions.answers], [i.label for i in items], len(self.classes)
+                [index.get(a, len(index)) for a in predictions.answers],
+                [i.label for i in items],
+                len(self.classes),
             )
         if self.kind == "multilabel":
             table = [[int(name in answer) for name in self.classes] for answer in predictions.answers]
@@ -426,7 +439,11 @@ class TextTask:
             return multilabel_metrics(
                 table, [i.labels for i in items], None if chances is None else chances.numpy()
             )
-        return generation_metrics(predictions.answers, [i.targets for i in items])
+        targets = [i.targets for i in items]
+        figures = generation_metrics(predictions.answers, targets)
+        if self.config.judge == "number":
+            figures = {"number_match": number_match(predictions.answers, targets), **figures}
+        return figures
 
     # ---- inside ----------------------------------------------------------------------------------------
 
@@ -495,7 +512,16 @@ class TextTask:
         self.word_answers = [[[*ids, *end] for ids in listed] for listed in self.word_ids]
         return [listed[0] for listed in self.word_answers]
 
+    def shortened(self, text: str) -> str:
+        """``text`` without what is beyond ``max_length`` tokens; as it is where the backbone's tokens are not known."""
+        if self.tokenizer is None or len(text) <= self.max_length:  # a token has a character at least
+            return text
+        ends = self._token_ends(text)
+        return text if len(ends) <= self.max_length else text[: ends[self.max_length - 1]]
+
     def _tokenise(self, rows: list[dict[str, Any]]) -> list[list[int]]:
+        if self.tokenizer is None:
+            return [[] for _ in rows]
         ids = self._ids([self._render(row["text"], row.get("text_b"), columns=row) for row in rows])
         for k, row in enumerate(rows):
             if len(ids[k]) > self.max_length:

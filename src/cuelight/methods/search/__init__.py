@@ -1,0 +1,1 @@
+"""Text prompts that are found by search."""
