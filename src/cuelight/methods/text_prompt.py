@@ -25,7 +25,8 @@ from cuelight.lm import LM, Budget, BudgetError, Meter, connect
 from cuelight.methods.base import Data, Method, MethodConfig
 from cuelight.prompts.conditioning import TextBatch
 from cuelight.tasks.objective import Objective, Trial
-from cuelight.tasks.text import Item, Predictions, TextTask
+from cuelight.tasks.predictions import Predictions
+from cuelight.tasks.text import Item, TextTask
 from cuelight.tasks.text_prompt import SEPARATOR, continuation, fields_of, fill, question
 
 __all__ = [
