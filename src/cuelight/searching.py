@@ -85,12 +85,14 @@ def search(
         CuelightError: any mistake in the arguments, in one line.
     """
     from cuelight.lm import Budget, BudgetError, connect
-    from cuelight.methods.text_prompt import Searching, Start
+    from cuelight.methods.searching import Searching, Start
     from cuelight.tasks.objective import Objective
 
     kind = get_method(method)
     if not issubclass(kind, Searching):
-        raise ConfigError(f"method: {method} learns from data, by tune; searches are {', '.join(searchers())}")
+        raise ConfigError(
+            f"method: {method} learns from data, by tune; searches are {', '.join(searchers())}"
+        )
     config = build(kind.Search, options)
     budget = Budget(max_calls, max_tokens_total, max_money, max_seconds)
     model = None if lm is None else connect(lm, budget=budget)

@@ -133,7 +133,7 @@ def tune(
         raise DataError("data: no rows are left to measure on; add a test split or more rows")
     watched = _watched(splits)
     rows = Data(task.encode(splits.train), task.encode(watched), splits.train)
-    plan = learner.plan(rows)
+    plan = learner.forecast(rows)
     if on_report and plan:
         on_report(plan)
     report = [*splits.report.lines(), *plan, *task.lines()]

@@ -43,7 +43,9 @@ class RemoteBackbone(Backbone):
         self.language_model = None if isinstance(source, str) else source
         self.id = source if isinstance(source, str) else source.name
         if isinstance(source, str) and not source.partition("#")[2]:
-            raise BackboneError(f"backbone {source}: names no model; write it behind the address, {source}#NAME")
+            raise BackboneError(
+                f"backbone {source}: names no model; write it behind the address, {source}#NAME"
+            )
         self.kind = "remote"
         self.model = self.tokenizer = self.processor = self.folder = None
         self.towers = {}
@@ -67,12 +69,12 @@ class RemoteBackbone(Backbone):
         return torch.float32
 
     @property
-    def fingerprint(self) -> str:  # type: ignore[override]
+    def fingerprint(self) -> str:
         """SHA-256 of the address and the model's name: weights of a server can not be seen."""
         said = self.id if self.language_model is None else self.language_model.fingerprint
         return hashlib.sha256(said.encode()).hexdigest()
 
     @property
-    def max_positions(self) -> int | None:  # type: ignore[override]
+    def max_positions(self) -> int | None:
         """Not known: the server refuses what is too long."""
         return None

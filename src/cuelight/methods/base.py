@@ -154,7 +154,7 @@ class Method(nn.Module):
                 "use a causal LM"
             )
 
-    def plan(self, data: Data) -> list[str]:
+    def forecast(self, data: Data) -> list[str]:
         """What `prepare` is about to spend, as lines to show beforehand; none where it costs nothing."""
         return []
 

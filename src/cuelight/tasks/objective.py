@@ -54,7 +54,9 @@ class Objective:
             for prompt in new:
                 score = next(scores, None)
                 if score is None or isinstance(score, str) or not math.isfinite(score):
-                    raise ConfigError(f"objective: gave {score!r} for {prompt[:60]!r}; return a finite number")
+                    raise ConfigError(
+                        f"objective: gave {score!r} for {prompt[:60]!r}; return a finite number"
+                    )
                 self._known[prompt] = float(score)
                 self.history.append(Trial(len(self.history), prompt, float(score)))
                 self._bar.advance(f"best {self.best.score:.4g}")

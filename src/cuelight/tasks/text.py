@@ -563,7 +563,7 @@ class TextTask:
         parts = soft_parts(self.template)
         if not parts:
             return
-        if not self.tokenizer.is_fast:
+        if self.tokenizer is None or not self.tokenizer.is_fast:
             raise ConfigError(
                 f"template: soft words need a fast tokenizer, which {self.backbone.id} lacks; drop {{soft}}"
             )

@@ -10,13 +10,14 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from cuelight.errors import ConfigError, DataError
 from cuelight.tasks.template import render, soft_parts
 from cuelight.tasks.text import Item, TextTask
 
-__all__ = ["Piece", "continuation", "draw", "example", "fields_of", "fill", "few_shot", "question", "split"]
+__all__ = ["Piece", "continuation", "draw", "example", "few_shot", "fields_of", "fill", "question", "split"]
 
 SEPARATOR = "\n\n"
 """Between two examples, as in-context learning has it."""
@@ -65,7 +66,9 @@ def example(task: TextTask, row: Mapping[str, Any], said: str | None = None) -> 
     for name, value in values.items():
         for field in values:
             if "{" + field + "}" in value:
-                raise DataError(f"{name}: a row holds '{{{field}}}', which is a field of the prompt; remove that row")
+                raise DataError(
+                    f"{name}: a row holds '{{{field}}}', which is a field of the prompt; remove that row"
+                )
     word = answer(task, row) if said is None else said
     spaced = "" if task.template[-1:].isspace() else " "
     return _rendered(task, values) + spaced + word
@@ -106,7 +109,9 @@ def split(prompt: str, names: Sequence[str], tokenizer: Any = None) -> list[Piec
     share a character are one piece.  Each of ``{names}`` is a piece of its own kind, which must stay; so are, with
     tokens, those that reach into it.
     """
-    places = [found.span() for found in re.finditer("|".join(re.escape("{" + n + "}") for n in names), prompt)]
+    places = [
+        found.span() for found in re.finditer("|".join(re.escape("{" + n + "}") for n in names), prompt)
+    ]
     if not names:
         places = []
     pieces: list[Piece] = []
@@ -129,7 +134,7 @@ def _tokens(text: str, tokenizer: Any) -> list[str]:
     ends = sorted({end for _, end in spans if 0 < end < len(text)})
     inside = {k for start, end in spans for k in range(start + 1, end)}
     cuts = [0, *(end for end in ends if end not in inside), len(text)]
-    return [text[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    return [text[a:b] for a, b in pairwise(cuts)]
 
 
 def _rendered(task: TextTask, values: Mapping[str, str]) -> str:

@@ -17,8 +17,8 @@ Learns: one bit a token.  Costs: at most ``max_prompts`` x rows calls, fewer whe
 Source: Wang, Hu, Bing, *Evolving Prompts In-Context: An Open-ended, Self-replicating Perspective*, ICML 2025, arXiv
 2506.17930; constants from the authors' code.  Departures: masks are over the characters that the start's tokens stand
 for, so every candidate is a text and the model reads it in its own tokens; a text is scored once, also when siblings
-coincide; what counts towards ``max_prompts`` is what was scored, in both modes; a generation without a child ends the
-search.  Ours: words instead of tokens where the model's tokens are not known; ``tolerance`` for pruning by scores that
+coincide; what counts towards ``max_prompts`` is what was scored, in both modes; a generation without a text that is new ends
+the search.  Ours: words instead of tokens where the model's tokens are not known; ``tolerance`` for pruning by scores that
 may be negative, where a ratio means nothing.  Not here: the paper's style-transfer score (give one to
 `cuelight.search`) and masked language models.
 """
@@ -35,7 +35,8 @@ from pydantic import Field
 
 from cuelight.errors import ConfigError
 from cuelight.methods.base import Card, Data, MethodConfig
-from cuelight.methods.text_prompt import Searching, SelectionConfig, Start
+from cuelight.methods.searching import SelectionConfig, Start
+from cuelight.methods.text_prompt import TextPromptConfig, TextPrompted
 from cuelight.tasks.objective import Objective
 from cuelight.tasks.text import Item
 from cuelight.tasks.text_prompt import Piece, draw, few_shot, fields_of, split
@@ -81,7 +82,7 @@ class SearchConfig(MethodConfig):
     )
 
 
-class PromptQuineConfig(SelectionConfig, SearchConfig):
+class PromptQuineConfig(TextPromptConfig, SelectionConfig, SearchConfig):
     demonstrations: int = Field(
         1, ge=0, description="Solved rows in the start, of every class (in all, for generation)."
     )
@@ -108,7 +109,7 @@ class Candidate:
     parent: int | None = None
 
 
-class PromptQuine(Searching):
+class PromptQuine(TextPrompted):
     """A few-shot prompt, pruned."""
 
     card: ClassVar[Card] = Card(
@@ -166,14 +167,14 @@ class PromptQuine(Searching):
             return [data.train[k] for k in shown], data.validation, []
         return [data.train[k] for k in shown], scored, data.validation or left
 
-    def plan(self, data: Data) -> list[str]:
+    def forecast(self, data: Data) -> list[str]:
         _, scored, held = self.rows(data, 0)
         mode, rows = self.config.mode, len(scored)
         if mode == "none":
             return []
         most = self.config.max_prompts
         lines = [f"search: at most {most:,} prompts x {rows} rows = {most * rows:,} calls ({mode})"]
-        return [*lines, *self.selection_plan(held)]
+        return [*lines, *self.selection_lines(held)]
 
     def prepare(self, data: Data, seed: int) -> None:
         shown, scored, held = self.rows(data, seed)
@@ -200,7 +201,7 @@ class PromptQuine(Searching):
             found = self.searched(objective, start)
             held = [] if config.mode in _PRUNERS else held  # their search was on what would be chosen by
             self.prompt = self.selected(found, objective, held)
-        whole, pruned = (len(split(text, (), start.tokenizer)) for text in (start.prompt, self.prompt))
+        whole, pruned = (len(split(text, (), start.tokenizer)) for text in (str(start.prompt), self.prompt))
         self.facts |= {
             "mode": config.mode,
             "rows": len(scored),
@@ -217,10 +218,11 @@ class PromptQuine(Searching):
         if not start.prompt:
             raise ConfigError("prompt: promptquine prunes a prompt; give one to begin with (prompt=...)")
         generator = np.random.default_rng(start.seed)
-        pieces = split(start.prompt, start.fields, start.tokenizer)
+        first = start.prompt
+        pieces = split(first, start.fields, start.tokenizer)
         if config.mode == "none":
-            objective([start.prompt])
-            return start.prompt
+            objective([first])
+            return first
         if config.mode in _PRUNERS:
 
             def again(text: str) -> list[Piece]:
@@ -253,12 +255,13 @@ def evolve(
             share = generator.choice(np.linspace(1 / 20, 1 / 5, 10))
             masks.append(~(free & (generator.random(len(pieces)) < share)))
         population = _born(archive, pieces, evaluate, masks, [None] * len(masks), None)
+    seen = {candidate.text for candidate in archive}
     while len(archive) < config.max_prompts and _length(archive, population) > config.min_length:
         floor = min(archive[k].score for k in population)
         generation = list(population)
         texts = {archive[k].text for k in generation}
         masks, parents = [], []
-        before = len(archive)
+        before, known = len(archive), len(seen)
         for _ in range(config.offspring):
             if len(archive) + len(masks) >= config.max_prompts:
                 break
@@ -276,7 +279,8 @@ def evolve(
                 masks.append(child)
                 parents.append(parent)
         generation += _born(archive, pieces, evaluate, masks, parents, floor)
-        if len(archive) == before:
+        seen |= {candidate.text for candidate in archive[before:]}
+        if len(seen) == known:
             break
         # Newborns only, but for skipped children: then parents from the end of the list are among the last.
         living = generation if config.survival == "elitist" else generation[-config.offspring :]

@@ -38,7 +38,8 @@ from cuelight.data.texts import read_texts
 from cuelight.errors import ConfigError
 from cuelight.lm import BudgetError
 from cuelight.methods.base import Card, Data, MethodConfig
-from cuelight.methods.text_prompt import Searching, Start, TextPromptConfig, chosen, named
+from cuelight.methods.searching import Start
+from cuelight.methods.text_prompt import TextPromptConfig, TextPrompted, chosen, named
 from cuelight.progress import Bar
 from cuelight.tasks.objective import Objective
 from cuelight.tasks.text_prompt import SEPARATOR, example, question
@@ -62,16 +63,20 @@ class UnsupervisedBlackboxConfig(TextPromptConfig, SearchConfig):
     vocabulary: int = Field(50, ge=2, description="Phrases that words are drawn from, by mutual information.")
     phrase: int = Field(3, ge=1, description="Longest phrase, in words.")
     unlabelled: str | None = Field(
-        None, description="Texts to learn from: a source or a .txt file (default: the training rows, labels unseen)."
+        None,
+        description="Texts to learn from: a source or a .txt file (default: the training rows, labels unseen).",
     )
     max_unlabelled: int = Field(200, ge=2, description="Most texts to learn from.")
-    instruction: str = Field("", description="Plain instruction of the first answers (default: the template alone).")
+    instruction: str = Field(
+        "", description="Plain instruction of the first answers (default: the template alone)."
+    )
     reliable: float = Field(
         0.1, gt=0, le=1, description="Share of every class's answers, the surest, that is reliable."
     )
     demonstrations: int = Field(2, ge=0, description="Reliable examples of every class before a text.")
     demonstrations_in: Literal["both", "test", "training"] = Field(
-        "both", description="Where examples stand before a text; test alone and training alone are mismatches."
+        "both",
+        description="Where examples stand before a text; test alone and training alone are mismatches.",
     )
     learn_words: bool = Field(
         True, description="Whether words learn; without, pseudo-labelled examples are all there is."
@@ -92,7 +97,7 @@ class UnsupervisedBlackboxConfig(TextPromptConfig, SearchConfig):
     )
 
 
-class UnsupervisedBlackbox(Searching):
+class UnsupervisedBlackbox(TextPrompted):
     """Words and pseudo-labels from a model's answers."""
 
     card: ClassVar[Card] = Card(
@@ -131,12 +136,14 @@ class UnsupervisedBlackbox(Searching):
         random.Random(seed).shuffle(rows)
         return rows[: self.config.max_unlabelled]
 
-    def plan(self, data: Data) -> list[str]:
+    def forecast(self, data: Data) -> list[str]:
         count, config = len(self.texts(data, 0)), self.config
         asked = 1 if self.by_scores else 1 + config.answers_asked
         steps = config.rounds * ((config.samples if config.learn_words else 0) + 1) * min(config.batch, count)
         extra = " and two passes over the reliable set" if config.accept and config.learn_words else ""
-        return [f"search: {count * asked:,} calls for the first answers, at most {steps:,} for the steps{extra}"]
+        return [
+            f"search: {count * asked:,} calls for the first answers, at most {steps:,} for the steps{extra}"
+        ]
 
     def prepare(self, data: Data, seed: int) -> None:
         rows = self.texts(data, seed)
@@ -156,11 +163,15 @@ class UnsupervisedBlackbox(Searching):
                     self.step(pool, words, generator)
                     bar.advance(f"{len(pool.reliable)} reliable")
             except BudgetError as error:
-                self.notes.append(f"search: the budget's {error.field} ended it; this is what was learned up to there")
+                self.notes.append(
+                    f"search: the budget's {error.field} ended it; this is what was learned up to there"
+                )
                 self.facts["ended_by"] = error.field
             finally:
                 bar.close()
-            solved = pool.draw(config.demonstrations if config.demonstrations_in != "training" else 0, None, generator)
+            solved = pool.draw(
+                config.demonstrations if config.demonstrations_in != "training" else 0, None, generator
+            )
             said = words.likeliest if config.learn_words else ""
             if said and config.accept:
                 said = self.better(said, pool, generator)
@@ -214,7 +225,7 @@ class UnsupervisedBlackbox(Searching):
                 shares[k] += (named(reply, self.task.words) == labels[k]) / self.config.answers_asked
         return labels, shares
 
-    def losses(self, chances: np.ndarray, labels: Sequence[int]) -> np.ndarray:
+    def losses(self, chances: np.ndarray, labels: Sequence[int] | np.ndarray) -> np.ndarray:
         """Loss of each pseudo-label, ``[N]``."""
         rows = np.arange(len(labels))
         own = np.maximum(chances[rows, labels], 1e-12)
@@ -306,7 +317,10 @@ class Pool:
 
     def __post_init__(self) -> None:
         for label in sorted(set(self.labels)):
-            own = sorted((c for c, known in zip(self.confidence, self.labels, strict=True) if known == label), reverse=True)
+            own = sorted(
+                (c for c, known in zip(self.confidence, self.labels, strict=True) if known == label),
+                reverse=True,
+            )
             count = min(len(own), max(math.ceil(self.share * len(own)), self.least))
             self.bars[label] = own[count - 1]
         self.reliable = {k for k in range(len(self.rows)) if self._passes(k)}
@@ -372,9 +386,7 @@ class Words:
             first += 0.1 * gradient
             second *= 0.999
             second += 0.001 * gradient**2
-            gradient = (first / (1 - 0.9**self._steps)) / (
-                np.sqrt(second / (1 - 0.999**self._steps)) + 1e-8
-            )
+            gradient = (first / (1 - 0.9**self._steps)) / (np.sqrt(second / (1 - 0.999**self._steps)) + 1e-8)
         self.table = np.array([floored(on_simplex(row)) for row in self.table - self.config.rate * gradient])
 
 
