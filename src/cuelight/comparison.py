@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.table import Table
 
-__all__ = ["Comparison", "compare"]
+__all__ = ["Comparison", "Plan", "check_names", "compare", "names_of", "seeds_of"]
 
 
 @dataclass
@@ -149,10 +149,10 @@ def compare(
     Raises:
         CuelightError: any mistake in the arguments, in one line.
     """
-    names = _names(methods)
-    chosen = _seeds(seeds, common)
-    plans = [_Plan(name, common, (options or {}).get(name, {})) for name in names]
-    _check_names(names, common, options or {})
+    names = names_of(methods)
+    chosen = seeds_of(seeds, common)
+    plans = [Plan(name, common, (options or {}).get(name, {})) for name in names]
+    check_names(names, common, options or {})
     shared = route({k: v for k, v in common.items() if k in field_names(DataSpec)}, [DataSpec])[0]
 
     named = dict.fromkeys(name for plan in plans for name in plan.task.columns)
@@ -188,8 +188,13 @@ def compare(
     return result
 
 
-class _Plan:
-    """One method with its options, checked."""
+class Plan:
+    """One method with its options, checked.
+
+    Attributes:
+        kind: the method.
+        options: what `tune` is called with, the data's options left out.
+    """
 
     def __init__(self, name: str, common: Mapping[str, Any], own: Mapping[str, Any]) -> None:
         self.name, self.kind = name, get_method(name)
@@ -220,7 +225,12 @@ class _Plan:
         )
 
 
-def _names(methods: Sequence[str] | str) -> list[str]:
+def names_of(methods: Sequence[str] | str) -> list[str]:
+    """Method names from a list or ``"a,b"``, each once.
+
+    Raises:
+        ConfigError: none, or an unknown one.
+    """
     names = methods.split(",") if isinstance(methods, str) else list(methods)
     names = list(dict.fromkeys(name.strip() for name in names if name.strip()))
     if not names:
@@ -230,7 +240,12 @@ def _names(methods: Sequence[str] | str) -> list[str]:
     return names
 
 
-def _seeds(seeds: int | Sequence[int], common: Mapping[str, Any]) -> tuple[int, ...]:
+def seeds_of(seeds: int | Sequence[int], common: Mapping[str, Any]) -> tuple[int, ...]:
+    """The seeds that a number or a list of them means.
+
+    Raises:
+        ConfigError: none, twice the same, or a ``seed`` among the common options.
+    """
     if "seed" in common:
         raise ConfigError("seed: a comparison runs several; give seeds, as a number of them or a list")
     chosen = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
@@ -241,7 +256,12 @@ def _seeds(seeds: int | Sequence[int], common: Mapping[str, Any]) -> tuple[int, 
     return chosen
 
 
-def _check_names(names: Sequence[str], common: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+def check_names(names: Sequence[str], common: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Refuse a common option that no method has, and overrides of methods that do not take part.
+
+    Raises:
+        ConfigError: names it.
+    """
     fields = {f for name in names for home in option_homes(name) for f in field_names(home)} - {"seed"}
     for key in common:
         if key not in fields:
@@ -252,7 +272,7 @@ def _check_names(names: Sequence[str], common: Mapping[str, Any], options: Mappi
 
 
 def _finished(
-    folder: Path, plans: Sequence[_Plan], seeds: Sequence[int], host: Backbone, rows: Callable[[int], Splits]
+    folder: Path, plans: Sequence[Plan], seeds: Sequence[int], host: Backbone, rows: Callable[[int], Splits]
 ) -> dict[tuple[str, int], dict[str, Any]]:
     """The figures of finished runs; a folder that holds another run is refused now, not in an hour."""
     done = {}
@@ -275,7 +295,7 @@ def _finished(
 
 
 def _run(
-    plan: _Plan, host: Backbone, splits: Splits, seed: int, folder: Path | None, progress: bool, restart: bool
+    plan: Plan, host: Backbone, splits: Splits, seed: int, folder: Path | None, progress: bool, restart: bool
 ) -> dict[str, Any]:
     try:
         run = tune(

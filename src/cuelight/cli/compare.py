@@ -14,7 +14,7 @@ from cuelight.cli.options import HeadedCommand, HeadedOption, Setting, given, pa
 from cuelight.errors import ConfigError, nearest
 from cuelight.methods.cards import method_names, read_card
 
-__all__ = ["compare"]
+__all__ = ["CompareCommand", "compare", "overrides_of", "seeds_given", "show"]
 
 
 class MethodsType(click.ParamType):
@@ -31,16 +31,23 @@ class MethodsType(click.ParamType):
 
 
 class CompareCommand(HeadedCommand):
-    """Reads the methods first, since they decide the other options."""
+    """Reads the methods first, since they decide the other options.
+
+    ``added`` are further options of the command, ``output`` is where its results go by default.
+    """
 
     fields: dict[str, Setting]
+    added: Sequence[click.Parameter] = ()
+    output = "runs/compare-BACKBONE-DATA"
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
         quiet = bool(extra.get("resilient_parsing"))
-        self.fields = _fields(_methods(args, quiet), quiet)
-        self.params = _params(self.fields)
+        taken = {param.name for param in self.added}
+        found = _fields(_methods(args, quiet), quiet)
+        self.fields = {name: setting for name, setting in found.items() if name not in taken}
+        self.params = [*_params(self.fields, self.output), *self.added]
         return super().make_context(info_name, args, parent, **extra)
 
 
@@ -69,7 +76,7 @@ def _fields(names: Sequence[str], quiet: bool) -> dict[str, Setting]:
     return {f.name: f for f in found if f.name not in ("seed", "device", "dtype", "output", "seeds")}
 
 
-def _params(fields: dict[str, Setting]) -> list[click.Parameter]:
+def _params(fields: dict[str, Setting], output: str) -> list[click.Parameter]:
     return [
         click.Argument(["methods"], type=MethodsType(), metavar="M1,M2,..."),
         *required(),
@@ -81,7 +88,7 @@ def _params(fields: dict[str, Setting]) -> list[click.Parameter]:
             ["--output"],
             type=click.Path(),
             metavar="DIR",
-            help="Folder for runs, table and plot.  [default: runs/compare-BACKBONE-DATA]",
+            help=f"Folder for runs, table and plot.  [default: {output}]",
         ),
         HeadedOption(
             ["--set", "overrides"],
@@ -118,32 +125,34 @@ def compare(ctx: click.Context, methods: str, backbone: str, data: str, **params
         methods,
         backbone=backbone,
         data=data,
-        seeds=_seeds(params["seeds"]),
+        seeds=seeds_given(params["seeds"]),
         output=folder,
         device=params["device"],
         dtype=params["dtype"],
         restart=params["restart"],
         progress=not quiet,
-        options=_overrides(params["overrides"], methods.split(",")),
+        options=overrides_of(params["overrides"], methods.split(",")),
         **given(ctx, command.fields),
     )
     found.to_csv(folder / "table.csv")
     found.to_markdown(folder / "table.md")
     found.to_json(folder / "table.json")
     found.plot(folder / "plot.png")
-    _print(found.table())
+    show(found.table())
     if not quiet:
         say(f"saved in {folder}: table.csv, table.json, table.md, plot.png, and every run in METHOD/seedK")
 
 
-def _seeds(text: str) -> int | list[int]:
+def seeds_given(text: str) -> int | list[int]:
+    """What ``--seeds`` says: how many, or which."""
     try:
         return [int(part) for part in text.split(",") if part] if "," in text else int(text)
     except ValueError as error:
         raise ConfigError(f"seeds: is '{text}'; give how many (3) or which (0,1,2)") from error
 
 
-def _overrides(texts: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+def overrides_of(texts: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What every ``--set METHOD.FIELD=VALUE`` says, by method."""
     found: dict[str, dict[str, Any]] = {}
     for text in texts:
         name, dot, rest = text.partition(".")
@@ -164,7 +173,8 @@ def _overrides(texts: Sequence[str], methods: Sequence[str]) -> dict[str, dict[s
     return found
 
 
-def _print(table: Any) -> None:
+def show(table: Any) -> None:
+    """Print a table as wide as the terminal."""
     from rich.console import Console
 
     console = Console()

@@ -24,6 +24,7 @@ __all__ = ["main", "root", "run"]
 COMMANDS = {
     "tune": ("tune:tune", "Learn a prompt on your data and measure it."),
     "compare": ("compare:compare", "Run several methods over several seeds; a table and a plot."),
+    "protocol": ("protocol:protocol", "Few-shot, base-to-new, cross-data-set, domain generalisation."),
     "predict": ("predict:predict", "Answer texts with what was learned."),
     "evaluate": ("predict:evaluate", "Measure what was learned on labelled rows."),
     "export": ("export:export", "Write what was learned as a PEFT adapter or a fine-tuned model."),

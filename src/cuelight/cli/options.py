@@ -29,6 +29,7 @@ DATA_HELP = {
     "text_b": "Column with the second text of a pair.",
     "image": "Column with the picture: a path, relative to the file, or encoded bytes.",
     "columns": "Other columns to keep, comma separated; those a template names are kept anyway.",
+    "where": "Read only rows with these values, e.g. domain=photo.",
     "label": "Column with the label.",
     "target": "Column with the text a generation task should answer.",
     "task": "What the data asks for; guessed from its columns by default.",

@@ -18,15 +18,18 @@ __all__ = ["plot"]
     "--output", type=click.Path(), metavar="FILE", help="PNG file to write.  [default: beside what it shows]"
 )
 def plot(folder: str, output: str | None) -> None:
-    """Draw the training curve of a run, or the figure of a comparison, as a PNG file."""
+    """Draw the training curve of a run, or the figure of a comparison or a protocol, as a PNG file."""
     place = Path(folder)
     if not place.is_dir():
         raise ArtifactError(f"folder {place}: no such folder; give the --output of a run or a comparison")
     if (place / "table.json").exists():
         from cuelight.comparison import Comparison
+        from cuelight.protocols import ProtocolResult
 
         target = Path(output) if output else place / "plot.png"
-        Comparison.read(place / "table.json").plot(target)
+        table = place / "table.json"
+        kind = ProtocolResult if '"protocol"' in table.read_text(encoding="utf-8") else Comparison
+        kind.read(table).plot(target)
     else:
         from cuelight.evaluation.plots import plot_training
 

@@ -167,7 +167,7 @@ def _tune(name: str, options: dict[str, Any], params: dict[str, Any]) -> None:
         ["predict", str(folder), "a text of yours" if task.modality == "text" else "picture.jpg", *second],
         ["evaluate", str(folder), "--data", source, *rows],
     ]
-    partner = _partner(name, run.prompt.method.backbone.kind, task)
+    partner = _partner(name, run.prompt.method.backbone.kind, task.kind, task.modality)
     if partner:
         methods = f"{name},{partner}" if name.startswith("zero-shot") else f"{partner},{name}"
         where = ["--backbone", backbone, "--data", source]
@@ -177,11 +177,11 @@ def _tune(name: str, options: dict[str, Any], params: dict[str, Any]) -> None:
     say("", "next", *("  " + shlex.join(["cuelight", *words]) for words in follow))
 
 
-def _partner(name: str, kind: str, task: Any) -> str | None:
+def _partner(name: str, kind: str, task: str, reads: str = "text") -> str | None:
     """A baseline to compare with that runs on the same kind of backbone and task."""
     for other in _PARTNERS:
         card = read_card(other)[0]
-        fits = kind in card.kinds and task.kind in card.tasks and task.modality == card.reads
+        fits = kind in card.kinds and task in card.tasks and reads == card.reads
         if other != name and fits:
             return other
     return None

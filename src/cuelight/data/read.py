@@ -6,6 +6,7 @@ seed of their own), what also stands in test leaves train, and only then are sho
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections import Counter
@@ -64,6 +65,38 @@ class Splits:
     max_validation: int | None = None
     modality: Modality = "text"
 
+    def only(self, first: int, stop: int) -> Splits:
+        """The rows of classes ``first`` to ``stop - 1`` and those classes alone, numbered from 0.
+
+        For one-label data.  The rows are those that were drawn, so a draw of shots is the same for all classes and
+        for a part of them.
+        """
+        assert self.kind == "classification"
+        classes = self.classes[first:stop]
+
+        def part(rows: datasets.Dataset) -> datasets.Dataset:
+            labels = rows["label"][:]
+            kept = [k for k, label in enumerate(labels) if first <= label < stop]
+            numbers = [labels[k] - first for k in kept]
+            names = datasets.ClassLabel(names=list(classes))
+            place = rows.column_names.index("label")
+            made = rows.select(kept).remove_columns("label").add_column("label", numbers)
+            order = [n for n in made.column_names if n != "label"]
+            order.insert(place, "label")
+            return made.select_columns(order).cast_column("label", names)
+
+        import datasets
+
+        digest = hashlib.sha256(json.dumps([self.fingerprint, first, stop]).encode())
+        return dataclasses.replace(
+            self,
+            classes=classes,
+            train=part(self.train),
+            validation=part(self.validation),
+            test=part(self.test),
+            fingerprint=digest.hexdigest(),
+        )
+
 
 def read(source: Any, spec: DataSpec | None = None, **overrides: Any) -> Splits:
     """Read texts or pictures; see :class:`DataSpec` for what may be said about them.
@@ -82,6 +115,8 @@ def read(source: Any, spec: DataSpec | None = None, **overrides: Any) -> Splits:
     report = Report(
         origin.name, provenance=origin.provenance, licence=origin.licence, notes=list(origin.notes)
     )
+    for column, value in (spec.where or {}).items():
+        _keep_rows(origin, column, value)
     parts = _assign(origin, spec, report)
     every = pd.concat(parts.values(), ignore_index=True).drop(columns=_ROW)
     columns = choose_columns(every, spec, origin.class_names, origin.name)
@@ -100,6 +135,26 @@ def read(source: Any, spec: DataSpec | None = None, **overrides: Any) -> Splits:
         modality="image" if "image" in columns else "text",
         **ready,
     )
+
+
+def _keep_rows(origin: Source, column: str, value: str) -> None:
+    """Leave only rows whose ``column`` holds ``value``."""
+    for name, table in origin.tables.items():
+        if column not in table.columns:
+            names = list(map(str, table.columns))
+            raise DataError(
+                f"{origin.name} has no column '{column}' for --where{nearest(column, names)}; "
+                f"columns: {', '.join(names)}"
+            )
+        kept = table[[cell_text(cell, column, origin.name) == value for cell in table[column]]]
+        if kept.empty:
+            there = sorted({cell_text(cell, column, origin.name) for cell in table[column]})
+            raise DataError(
+                f"{origin.name} has no row with {column}={value}{nearest(value, there)}: there are "
+                f"{', '.join(there[:12])}"
+            )
+        origin.tables[name] = kept.reset_index(drop=True)
+    origin.name += f" ({column}={value})"
 
 
 # which rows are train, validation and test

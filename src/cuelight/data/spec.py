@@ -23,6 +23,7 @@ class DataSpec:
 
     text, text_b, image, label, target: names of columns (``target`` is what a generation task should answer).
     columns: other columns to keep, as text; those that a template names are kept without saying so.
+    where: column to value: only rows that have it are read, as if there were no others.
     task: ``classification``, ``multilabel`` or ``generation``.
     train_split, validation_split, test_split: names of splits, or values of a ``split`` column.
     shots: training rows per class (rows in all for generation), drawn with ``seed``.
@@ -41,6 +42,7 @@ class DataSpec:
     text_b: str | None = None
     image: str | None = None
     columns: tuple[str, ...] = ()
+    where: Mapping[str, str] | None = None
     label: str | None = None
     target: str | None = None
     task: Kind | None = None
@@ -96,6 +98,11 @@ class DataSpec:
             raise ConfigError(
                 f"image='{self.image}' and text='{self.text or self.text_b}' exclude each other: "
                 "give the column that is to be classified"
+            )
+        if self.where is not None and not isinstance(self.where, Mapping):
+            raise ConfigError(
+                f"where={self.where!r} should map columns to values: give {{'domain': 'photo'}}, in the shell "
+                "domain=photo"
             )
         if isinstance(self.columns, str):
             raise ConfigError(f"columns={self.columns!r} should be names: give a list, in the shell a,b")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["plot_comparison", "plot_training", "read_log"]
+__all__ = ["plot_comparison", "plot_curves", "plot_figures", "plot_training", "read_log"]
 
 _INK, _SOFT, _SECOND = "#1f4e79", "#8fb3d9", "#b8860b"
 _FIRST = ("accuracy", "micro_f1", "rouge_l", "validation_loss")
@@ -49,6 +49,65 @@ def plot_comparison(
     right.margins(x=0.18)
     for axis in (left, right):
         _tidy(axis, "x")
+    if title:
+        figure.suptitle(title, fontsize=10)
+    return _save(figure, path)
+
+
+def plot_curves(
+    runs: Sequence[Mapping[str, Any]], metric: str, path: str | os.PathLike[str], title: str = ""
+) -> Path:
+    """``metric`` over the runs' ``setting`` (numbers, on a scale of powers of 2), a line a method, seeds as dots."""
+    figure = _figure(7, 4.2)
+    axis = figure.subplots()
+    for method in dict.fromkeys(str(r["method"]) for r in runs):
+        mine = [r for r in runs if r["method"] == method]
+        places = sorted({int(r["setting"]) for r in mine})
+        table = [[r["metrics"][metric] for r in mine if int(r["setting"]) == k] for k in places]
+        deviation = [np.std(row, ddof=1) if len(row) > 1 else 0.0 for row in table]
+        line = axis.errorbar(
+            places,
+            [np.mean(row) for row in table],
+            yerr=deviation,
+            marker="o",
+            markersize=4,
+            capsize=3,
+            label=method,
+        )
+        for k, row in zip(places, table, strict=True):
+            axis.scatter([k] * len(row), row, s=8, color=line[0].get_color(), alpha=0.4)
+    axis.set_xscale("log", base=2)
+    ticks = sorted({int(r["setting"]) for r in runs})
+    axis.set_xticks(ticks, [str(k) for k in ticks])
+    axis.set_xlabel("training rows a class")
+    axis.set_ylabel(f"{metric.replace('_', ' ')} (mean, standard deviation, every seed)")
+    axis.legend(frameon=False, fontsize=8)
+    _tidy(axis, "both")
+    if title:
+        figure.suptitle(title, fontsize=10)
+    return _save(figure, path)
+
+
+def plot_figures(runs: Sequence[Mapping[str, Any]], path: str | os.PathLike[str], title: str = "") -> Path:
+    """A panel for every figure: each method's mean, standard deviation, and every seed a dot."""
+    methods = list(dict.fromkeys(str(r["method"]) for r in runs))
+    names = list(dict.fromkeys(name for r in runs for name in r["metrics"]))
+    figure = _figure(2.2 + 2.1 * len(names), 1.7 + 0.45 * len(methods))
+    axes = np.atleast_1d(figure.subplots(1, len(names), sharey=True))
+    for axis, name in zip(axes, names, strict=True):
+        for place, method in enumerate(methods):
+            found = [r["metrics"].get(name, np.nan) for r in runs if r["method"] == method]
+            values = np.array(found, dtype=float)
+            deviation = values.std(ddof=1) if len(values) > 1 else 0.0
+            axis.errorbar(
+                values.mean(), place, xerr=deviation, fmt="D", color=_INK, capsize=4, markersize=5, zorder=3
+            )
+            offsets = np.linspace(-0.18, 0.18, len(values)) if len(values) > 1 else np.zeros(1)
+            axis.scatter(values, place + offsets, s=14, color=_SOFT, zorder=2)
+        axis.set_title(name.replace("_", " "), fontsize=9)
+        _tidy(axis, "x")
+    axes[0].set_yticks(range(len(methods)), methods)
+    axes[0].set_ylim(len(methods) - 0.5, -0.5)
     if title:
         figure.suptitle(title, fontsize=10)
     return _save(figure, path)

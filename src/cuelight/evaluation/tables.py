@@ -1,4 +1,4 @@
-"""Tables of a comparison: a row per method, each figure as mean and sample standard deviation over seeds."""
+"""Tables of a comparison or a protocol: a row per method, each figure as mean and sample standard deviation over seeds."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def summary(runs: Sequence[Mapping[str, Any]], metric: str) -> pd.DataFrame:
             "memory_mb": [r["peak_memory"] / 2**20 for r in runs],
         }
     )
-    names = sorted((c for c in flat.columns if c != "method"), key=lambda c: c != metric)
+    names = sorted((str(c) for c in flat.columns if c != "method"), key=lambda c: c != metric)
     by_method = flat.groupby("method", sort=False)
     table = by_method.size().rename("seeds").to_frame()
     for name in names:
@@ -47,10 +47,11 @@ def summary(runs: Sequence[Mapping[str, Any]], metric: str) -> pd.DataFrame:
 def cells(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """Headings and rows as people read them: ``0.871 ± 0.012``."""
     metrics = [c for c in table.columns if f"{c}{_STD}" in table.columns]
-    head = ["method", "seeds", *metrics, "trained values", "seconds", "peak MB"]
+    lead = [c for c in ("setting",) if c in table.columns]
+    head = [*lead, "method", "seeds", *metrics, "trained values", "seconds", "peak MB"]
     rows = []
     for record in table.to_dict("records"):
-        row = [str(record["method"]), str(record["seeds"])]
+        row = [*(str(record[c]) for c in lead), str(record["method"]), str(record["seeds"])]
         row += [_spread(record[name], record[name + _STD]) for name in metrics]
         row += [f"{record['trainable']:,}", f"{record['seconds']:.1f}", f"{record['memory_mb']:,.0f}"]
         rows.append(row)
