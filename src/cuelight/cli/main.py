@@ -30,6 +30,8 @@ COMMANDS = {
     "export": ("export:export", "Write what was learned as a PEFT adapter or a fine-tuned model."),
     "promptor": ("promptor:promptor", "Make a prompt in a conversation, tested on your examples."),
     "serve": ("serve:serve", "Serve learned prompts on one backbone over HTTP."),
+    "ask": ("ask:ask", "Ask a language model, and see what it costs."),
+    "prices": ("ask:prices", "Show what language models cost, and where to change it."),
     "methods": ("lists:methods", "List the methods, or show one."),
     "backbones": ("lists:backbones", "List, fetch or remove the built-in backbones."),
     "data": ("lists:data", "Show how a data source is read, without learning."),

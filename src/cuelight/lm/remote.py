@@ -24,7 +24,6 @@ from urllib.parse import urlsplit
 from cuelight.errors import ConfigError
 from cuelight.lm.base import LM, Answer, Deliver, LMError, Message, Request
 from cuelight.lm.loop import wait_for
-from cuelight.lm.meter import BudgetError
 from cuelight.lm.prices import find_price, price_table
 
 try:
@@ -274,18 +273,18 @@ class RemoteLM(LM):
                     )
                 except _BrokenError as error:
                     failure, asked = str(error), 0.0
-                except openai.APIConnectionError as error:
-                    cause = error.__cause__ or error
+                except Exception as error:
+                    cause = error.__cause__ if isinstance(error, openai.APIConnectionError) else error
                     if isinstance(cause, _TooMuchError):
                         raise LMError(
                             f"server {self.url}: its answer is longer than {_MOST_BYTES >> 20} MiB; lower max_tokens "
                             "or use another server"
                         ) from error
+                    if not type(cause).__module__.startswith("http"):
+                        raise
                     if type(cause).__name__ in ("ConnectError", "ConnectTimeout"):
                         actual = self._spent(0, 0, calls=0)  # never reached it
                     failure, asked = f"{type(cause).__name__}: {_short(cause)}", 0.0
-                except BudgetError:
-                    raise
                 finally:
                     self.meter.settle(held, actual)
                 await self._pause(attempt, failure, asked)

@@ -2,7 +2,8 @@
 
 ``/v1/models``, ``/v1/chat/completions``, ``/v1/completions`` (streamed or not) and ``/health``.  A learned prompt knows
 one template, so its text is the last user message alone; earlier turns and system messages are refused rather than
-dropped.  The backbone's own name is the model without a prompt, in its chat format if it has one.
+dropped.  The backbone's own name is the model without a prompt, in its chat format if it has one; a completion of it
+with ``echo`` and ``logprobs`` gives the log-probability of every token of the text that is sent.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class _Body(BaseModel):
     model: str
     messages: list[dict[str, Any]] | None = None
     prompt: Any = None
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=0)
     max_completion_tokens: int | None = Field(None, ge=1)
     temperature: float = Field(0.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
@@ -50,6 +51,8 @@ class _Body(BaseModel):
     seed: int | None = None
     stop: str | list[str] | None = None
     stream: bool = False
+    echo: bool = False
+    logprobs: int | bool | None = None
 
 
 def application(
@@ -108,9 +111,14 @@ def application(
         body = await _read(request)
         if not isinstance(body.prompt, str) or not body.prompt.strip():
             raise _RefusedError(400, "prompt: must be one string that is not empty", field="prompt")
-        return await complete(request, body, _Work.of_text(pool, body, body.prompt), chat=False)
+        work = _Work.of_text(pool, body, body.prompt)
+        if body.echo:
+            work.check_echo(body)
+        return await complete(request, body, work, chat=False)
 
     async def complete(request: Request, body: _Body, work: _Work, *, chat: bool) -> Any:
+        if body.max_tokens == 0 and (chat or not body.echo):
+            raise _RefusedError(400, "max_tokens: must be at least 1", field="max_tokens")
         events: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
         loop = asyncio.get_running_loop()
         job = work.job(body, lambda kind, value: loop.call_soon_threadsafe(events.put_nowait, (kind, value)))
@@ -209,6 +217,8 @@ class _Work:
         """The engine's job for it."""
         stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
         most = body.max_completion_tokens or body.max_tokens
+        if body.echo and body.messages is None:
+            return Job(emit, work=lambda: self._echo(bool(most)))
         if self.name is None:
             if self.pool.backbone.kind == "causal":
                 job = Job(emit, ids=self.ids, max_tokens=most or 128)
@@ -227,6 +237,35 @@ class _Work:
             )
         job.temperature, job.top_p, job.stop, job.seed = body.temperature, body.top_p, stop, body.seed
         return job
+
+    def check_echo(self, body: _Body) -> None:
+        """Refuse what an echo can not be asked with."""
+        if self.name is not None or self.pool.backbone.kind != "causal":
+            raise _RefusedError(
+                400, f"echo: needs a causal model without a prompt, not {body.model}", field="echo"
+            )
+        if body.logprobs is None or body.stream or (body.max_tokens or 0) > 1:
+            raise _RefusedError(400, "echo: needs logprobs, max_tokens 0 or 1, and no stream", field="echo")
+
+    def _echo(self, goes_on: bool) -> dict[str, Any]:
+        """The prompt with the log-probability of each token, and with the likeliest next one if it ``goes_on``."""
+        import torch
+
+        backbone = self.pool.backbone
+        spans = backbone.tokenizer(self.text, return_offsets_mapping=True).offset_mapping
+        ids = torch.tensor([self.ids], device=backbone.device)
+        columns = torch.arange(len(self.ids), device=backbone.device)
+        with backbone.scoring(columns * 0, columns):
+            table = backbone.model(input_ids=ids).logits.float().log_softmax(-1)
+        values = [None, *table[:-1].gather(1, ids[0, 1:, None])[:, 0].tolist()]
+        tokens, starts, text = [self.text[a:b] for a, b in spans], [a for a, _ in spans], self.text
+        if goes_on:
+            value, best = table[-1].max(-1)
+            more = backbone.tokenizer.decode([int(best)], skip_special_tokens=True)
+            tokens, starts, values = [*tokens, more], [*starts, len(text)], [*values, float(value)]
+            text += more
+        logprobs = {"tokens": tokens, "token_logprobs": values, "text_offset": starts, "top_logprobs": None}
+        return {"answer": text, "probabilities": None, "logprobs": logprobs, "count": int(goes_on)}
 
     def _predicted(self) -> dict[str, Any]:
         """A class, a list of labels, or what a method with weights of its own writes."""
@@ -290,7 +329,11 @@ class _Shape:
     def whole(self, value: Any) -> dict[str, Any]:
         """The answer in one piece."""
         text, reason, count, more = self._read(value)
-        said = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
+        said: dict[str, Any] = {"text": text}
+        if self.chat:
+            said = {"message": {"role": "assistant", "content": text}}
+        elif isinstance(value, dict) and "logprobs" in value:
+            said["logprobs"], count = value["logprobs"], value["count"]
         read = len(self.work.ids)
         usage = {"prompt_tokens": read, "completion_tokens": count, "total_tokens": read + count}
         return self._frame({**said, "finish_reason": reason}, False, usage=usage, **more)
