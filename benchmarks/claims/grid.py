@@ -1,8 +1,8 @@
 """What the papers' claims share: arms on data sets over seeds, rates searched beforehand, one sentence at the end.
 
-Every run is kept in a folder and read from there when the command is given again.  Rates are chosen on the validation
-rows of the first data set with a seed that is not reported, and kept for the others; test rows are looked at by
-the reported seeds only.
+Every run, or of large models its figures, is kept in a folder and read from there when the command is given again.
+Rates are chosen on the validation rows of the first data set with a seed that is not reported, and kept for the others;
+test rows are looked at by the reported seeds only.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 import cuelight
+from cuelight.cache import atomic_write
 
 SEEDS = (0, 1, 2)
 SEARCH_SEED = 99
@@ -58,6 +59,17 @@ def tuned(folder: str, method: str, data: Any, seed: int, **options: Any) -> cue
     return cuelight.tune(
         method, data=data if isinstance(data, str) else data[1], seed=seed, output=where, **options
     )
+
+
+def remembered(folder: str, parts: Sequence[Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What ``measure`` returns, from a file when it was measured before; for runs whose models are too large to keep."""
+    file = Path(kept(folder, *parts) + ".json")
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        found = measure()
+        with atomic_write(file) as temporary:
+            temporary.write_text(json.dumps(found), encoding="utf-8")
+    return dict(json.loads(file.read_text(encoding="utf-8")))
 
 
 def search(

@@ -13,10 +13,7 @@ to P3 for 100 test rows; 30 validation rows choose the prompt.  P0 and P3 are ca
 
 from __future__ import annotations
 
-import json
 import statistics
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -27,15 +24,14 @@ from benchmarks.claims.grid import (
     SEARCH_SEED,
     SEEDS,
     arguments_of,
-    kept,
     listed,
+    remembered,
     search,
     shown,
     spread,
     verdict,
 )
 from benchmarks.common import data_file, write_result
-from cuelight.cache import atomic_write
 from cuelight.methods.fewshot.slm import LEVELS, SLM, combined
 
 BUDGETS = {"5 %": 20, "15 %": 60}
@@ -148,17 +144,6 @@ def main() -> None:
     if not given.only:
         result = {"methods": ["slm"], "search": record, "sets": sets, "summary": summary(sets)}
         write_result("claims", "slm", "benchmarks.claims.slm", result)
-
-
-def remembered(folder: str, parts: list[Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What ``measure`` returns, from a file when it was measured before: models of 90 MB each are not kept."""
-    file = Path(kept(folder, *parts) + ".json")
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        found = measure()
-        with atomic_write(file) as temporary:
-            temporary.write_text(json.dumps(found), encoding="utf-8")
-    return dict(json.loads(file.read_text(encoding="utf-8")))
 
 
 def rows_of(name: str, seed: int, *, max_test: int = TEST, max_validation: int = VALIDATION) -> Any:

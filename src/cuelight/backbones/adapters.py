@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from cuelight.backbones.backbone import Backbone
 from cuelight.errors import ConfigError
 
-__all__ = ["Adapters"]
+__all__ = ["Adapters", "own_head"]
 
 _ENDS = (
     ("attention.output.dense", "output.dense"),  # BERT and its kin
@@ -101,7 +101,7 @@ class Adapters:
             self._adapters[path] = adapter
         learned = {f"{path}.{n}": p for path, a in self._adapters.items() for n, p in _own(a)}
         if head and backbone.kind == "masked":
-            learned |= _own_head(self.lm.model)
+            learned |= own_head(self.lm.model)
         self.weights = {name.replace(".", "/"): p.requires_grad_(True) for name, p in learned.items()}
 
     def merged(self) -> Backbone:
@@ -142,7 +142,7 @@ def _seats(model: nn.Module, targets: Sequence[str] | None, name: str) -> Iterat
             yield path, layers[path]
 
 
-def _own_head(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+def own_head(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     """Copies of what stands behind the encoder and before the (tied) word scores, put into ``model``."""
     body = {id(p) for p in model.base_model.parameters()}
     scores = {id(p) for p in model.get_output_embeddings().parameters()}
