@@ -77,13 +77,17 @@ def table(
     grids: Mapping[str, Sequence[Options]],
     measure: Callable[[str, str, int, Options], dict[str, Any]],
     summary: Callable[[dict[str, Any]], str],
+    *,
+    metric: str = "accuracy",
+    draws: Sequence[int] = DRAWS,
+    search_draw: int = SEARCH_DRAW,
 ) -> None:
     """Measure every arm on every data set and draw; the result is written anew after every data set.
 
     Args:
         sets: for every data set its arms.
         grids: options to choose from on the first data set; an arm without takes those of the first.
-        measure: ``(arm, data set, draw, options)`` to figures, of which accuracy is reported.
+        measure: ``(arm, data set, draw, options)`` to figures; options are chosen by ``held_out``, ``metric`` is reported.
     """
     first = next(iter(sets))
 
@@ -91,17 +95,17 @@ def table(
         return remembered(folder, [data, arm, draw, options], lambda: measure(arm, data, draw, options))
 
     chosen, record = search(
-        grids, lambda arm, options: float(known(arm, first, SEARCH_DRAW, options)["held_out"])
+        grids, lambda arm, options: float(known(arm, first, search_draw, options)["held_out"])
     )
     results: dict[str, Any] = {}
     for data, arms in sets.items():
         entries: dict[str, Any] = {}
         for arm in arms:
             options = chosen.get(arm, next(iter(chosen.values())))
-            found = [known(arm, data, draw, options) for draw in DRAWS]
-            more = {key: spread([f[key] for f in found]) for key in found[0] if key != "accuracy"}
-            entries[arm] = spread([f["accuracy"] for f in found], options=options, **more)
+            found = [known(arm, data, draw, options) for draw in draws]
+            more = {key: spread([f[key] for f in found]) for key in found[0] if key != metric}
+            entries[arm] = spread([f[metric] for f in found], options=options, **more)
             print(data, listed({arm: entries[arm]}), flush=True)
         results[data] = {"arms": entries}
-        result = {"methods": [name], "search": record, "draws": list(DRAWS), "sets": results}
+        result = {"methods": [name], "search": record, "draws": list(draws), "sets": results}
         write_result("claims", name, f"benchmarks.claims.{name}", {**result, "summary": summary(results)})
