@@ -24,9 +24,13 @@ _FIRST = ("accuracy", "micro_f1", "rouge_l", "validation_loss")
 
 
 def plot_comparison(
-    runs: Sequence[Mapping[str, Any]], metric: str, path: str | os.PathLike[str], title: str = ""
+    runs: Sequence[Mapping[str, Any]],
+    metric: str,
+    path: str | os.PathLike[str],
+    title: str = "",
+    cost: tuple[str, str] = ("seconds", "training seconds (mean)"),
 ) -> Path:
-    """``metric`` of every method (mean, standard deviation, every seed a dot) beside its training seconds."""
+    """``metric`` of every method (mean, standard deviation, every seed a dot) beside its ``cost``: field and label."""
     methods = list(dict.fromkeys(str(r["method"]) for r in runs))
     figure = _figure(10, 1.7 + 0.45 * len(methods))
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
@@ -39,13 +43,13 @@ def plot_comparison(
         )
         offsets = np.linspace(-0.18, 0.18, len(values)) if len(values) > 1 else np.zeros(1)
         left.scatter(values, place + offsets, s=16, color=_SOFT, zorder=2)
-        seconds = float(np.mean([r["seconds"] for r in mine]))
-        right.barh(place, seconds, height=0.5, color=_SOFT)
-        right.annotate(f" {seconds:.1f}", (seconds, place), va="center", fontsize=8)
+        paid = float(np.mean([r[cost[0]] for r in mine]))
+        right.barh(place, paid, height=0.5, color=_SOFT)
+        right.annotate(f" {paid:,.1f}", (paid, place), va="center", fontsize=8)
     left.set_yticks(range(len(methods)), methods)
     left.set_ylim(len(methods) - 0.5, -0.5)
     left.set_xlabel(f"{metric.replace('_', ' ')} (mean, standard deviation, every seed)")
-    right.set_xlabel("training seconds (mean)")
+    right.set_xlabel(cost[1])
     right.margins(x=0.18)
     for axis in (left, right):
         _tidy(axis, "x")

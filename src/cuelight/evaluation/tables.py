@@ -14,23 +14,30 @@ if TYPE_CHECKING:
 __all__ = ["cells", "markdown", "rich_table", "summary"]
 
 _STD = "_std"
+_COSTS = {
+    "trainable": ("trained values", "{:,.0f}"),
+    "calls": ("calls", "{:,.1f}"),
+    "read": ("tokens read", "{:,.0f}"),
+    "written": ("tokens written", "{:,.0f}"),
+    "prepared": ("calls beforehand", "{:,.0f}"),
+    "cost": ("cost", "{:.6f}"),
+    "seconds": ("seconds", "{:.1f}"),
+    "memory_mb": ("peak MB", "{:,.0f}"),
+}
+"""Columns that say what a method took, with their headings; a comparison has some of them."""
 
 
 def summary(runs: Sequence[Mapping[str, Any]], metric: str) -> pd.DataFrame:
     """One row per method in the order of ``runs``; ``metric`` is the first figure.
 
     Columns: ``method``, ``seeds``, for every figure its mean under its own name and ``<name>_std`` (NaN for
-    one seed), ``trainable``, ``seconds`` and ``memory_mb`` (means).
+    one seed), and the means of what the runs say they took: ``trainable``, ``seconds`` and ``memory_mb`` of trained
+    methods; ``calls``, ``read``, ``written``, ``prepared``, ``cost`` and ``seconds`` of strategies.
     """
     flat = pd.DataFrame([{"method": r["method"], **r["metrics"]} for r in runs])
-    cost = pd.DataFrame(
-        {
-            "method": [r["method"] for r in runs],
-            "trainable": [r["trainable"] for r in runs],
-            "seconds": [r["seconds"] for r in runs],
-            "memory_mb": [r["peak_memory"] / 2**20 for r in runs],
-        }
-    )
+    took = [{**r, "memory_mb": r["peak_memory"] / 2**20} if "peak_memory" in r else r for r in runs]
+    kinds = [kind for kind in _COSTS if kind in took[0]]
+    cost = pd.DataFrame([{"method": r["method"], **{kind: r[kind] for kind in kinds}} for r in took])
     names = sorted((str(c) for c in flat.columns if c != "method"), key=lambda c: c != metric)
     by_method = flat.groupby("method", sort=False)
     table = by_method.size().rename("seeds").to_frame()
@@ -38,22 +45,25 @@ def summary(runs: Sequence[Mapping[str, Any]], metric: str) -> pd.DataFrame:
         table[name] = by_method[name].mean()
         table[name + _STD] = by_method[name].std(ddof=1)
     costs = cost.groupby("method", sort=False).mean()
-    table["trainable"] = costs["trainable"].round().astype("int64")
-    table["seconds"] = costs["seconds"].round(3)
-    table["memory_mb"] = costs["memory_mb"].round(1)
+    for kind in kinds:
+        digits = {"trainable": 0, "memory_mb": 1, "cost": 8}.get(kind, 3)
+        table[kind] = costs[kind].round(digits)
+    if "trainable" in kinds:
+        table["trainable"] = table["trainable"].astype("int64")
     return table.reset_index()
 
 
 def cells(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """Headings and rows as people read them: ``0.871 ± 0.012``."""
     metrics = [c for c in table.columns if f"{c}{_STD}" in table.columns]
+    costs = [kind for kind in _COSTS if kind in table.columns]
     lead = [c for c in ("setting",) if c in table.columns]
-    head = [*lead, "method", "seeds", *metrics, "trained values", "seconds", "peak MB"]
+    head = [*lead, "method", "seeds", *metrics, *(_COSTS[kind][0] for kind in costs)]
     rows = []
     for record in table.to_dict("records"):
         row = [*(str(record[c]) for c in lead), str(record["method"]), str(record["seeds"])]
         row += [_spread(record[name], record[name + _STD]) for name in metrics]
-        row += [f"{record['trainable']:,}", f"{record['seconds']:.1f}", f"{record['memory_mb']:,.0f}"]
+        row += [_COSTS[kind][1].format(record[kind]) for kind in costs]
         rows.append(row)
     return head, rows
 

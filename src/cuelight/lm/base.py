@@ -300,15 +300,26 @@ class LM(ABC):
         one = isinstance(prompts, str)
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         lists = _continuations(continuations, len(texts))
-        await asyncio.to_thread(self._refuse_scoring)
-        requests = [
-            Request("score", prompt=text, continuations=each) for text, each in zip(texts, lists, strict=True)
-        ]
-        found = await awaited(self._fetch(requests))
+        found = await self._scored(texts, lists)
         table = np.full((len(texts), max(map(len, lists), default=0)), -np.inf)
         for row, (answer, _) in zip(table, found, strict=True):
             row[: len(answer.scores)] = answer.scores
         return table[0] if one else table
+
+    def scored(self, prompt: str, continuations: Sequence[str]) -> tuple[list[float], Usage, bool]:
+        """`score` for one prompt: log-probabilities, what they took, and whether they were there already."""
+        [(answer, cached)] = wait_for(self._scored([prompt], [tuple(continuations)]))
+        return list(answer.scores), self._usage(answer, cached), cached
+
+    async def _scored(
+        self, prompts: Sequence[str], lists: Sequence[tuple[str, ...]]
+    ) -> list[tuple[Answer, bool]]:
+        await asyncio.to_thread(self._refuse_scoring)
+        requests = [
+            Request("score", prompt=text, continuations=each)
+            for text, each in zip(prompts, lists, strict=True)
+        ]
+        return await awaited(self._fetch(requests))
 
     # ---- what all backends share -------------------------------------------------------------------------
 

@@ -366,10 +366,7 @@ class Run:
         Raises:
             LMError: the model gives none.
         """
-        before = self.lm.meter.spent
-        found = [float(v) for v in self.lm.score(prompt, list(continuations))]
-        spent = self.lm.meter.spent - before
-        usage = asdict(Usage(spent.tokens, 0, spent.money, spent.seconds, not spent.unpriced))
+        found, usage, cached = self.lm.scored(prompt, continuations)
         scores = dict(zip(continuations, found, strict=True))
         self.trace.steps.append(
             Step(
@@ -377,8 +374,8 @@ class Run:
                 role,
                 self._phase,
                 prompt,
-                cached=not spent.calls,
-                usage=usage,
+                cached=cached,
+                usage=asdict(usage),
                 data={"scores": scores},
             )
         )

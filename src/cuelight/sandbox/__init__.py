@@ -116,7 +116,7 @@ def run_python(
     reason = why_not()
     if reason and not unprotected:
         raise SandboxError(
-            f"sandbox: {reason}; use a strategy that runs no code, or allow it with unprotected (--unprotected-code)"
+            f"sandbox: {reason}; use a strategy that runs no code, or allow it with unprotected (--unprotected)"
         )
     return _run(code, value, limits, unprotected=bool(reason))
 

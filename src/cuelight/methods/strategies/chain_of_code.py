@@ -64,7 +64,9 @@ def chain_of_code(
     shown = "".join(
         f"Q: {d.question}\n# Python, the result in ans\n{d.rationale}\n\n" for d in demos_of(demos)
     )
-    program = code_in(run.ask(f"{shown}Q: {run.asked}\n# Python, the result in ans\n", "program"))
+    head = "Answer with Python code that assigns the result to ans. It may call functions that only a reader understands."
+    prompt = f"{head}\n\n{shown}Q: {run.asked}\n# Python, the result in ans\n"
+    program = code_in(run.ask(prompt, "program", stop=("\nQ:", "\n# Python")))
     answers: list[Any] = []
     while True:
         request = json.dumps([program, answers])

@@ -108,4 +108,4 @@ def saliency(host: Backbone, question: str, trigger: str, rationale: str) -> tup
         [(a * g).abs().sum(1)[0].float() for a, g in zip(found.attentions, gradients, strict=True)]
     ).mean(0)  # [to, from]
     parts = (flow[q:p, :q], flow[p:, :q], flow[p:, q:p])
-    return tuple(float(part.mean()) if part.numel() else 0.0 for part in parts)  # type: ignore[return-value]
+    return tuple(float(part.detach().mean()) if part.numel() else 0.0 for part in parts)  # type: ignore[return-value]

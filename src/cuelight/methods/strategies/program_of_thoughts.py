@@ -66,8 +66,9 @@ def program_of_thoughts(
     shown = "".join(
         f"Q: {d.question}\n# Python, the result in ans\n{d.rationale}\n\n" for d in demos_of(demos)
     )
-    prompt = f"{shown}Q: {run.asked}\n# Python, the result in ans\n"
-    text = run.ask(prompt, "program")
+    prompt = f"Answer with Python code that assigns the result to ans.\n\n{shown}Q: {run.asked}\n# Python, the result in ans\n"
+    stop = ("\nQ:", "\n# Python")
+    text = run.ask(prompt, "program", stop=stop)
     for last in (not repair, True):
         program = code_in(text)
         ran = run_python(program, limits=Limits(seconds=seconds), unprotected=unprotected)
@@ -78,6 +79,6 @@ def program_of_thoughts(
         if last:
             break
         text = run.ask(
-            f"{prompt}{program}\n# This program fails: {error}\n# The repaired program\n", "repair"
+            f"{prompt}{program}\n# This program fails: {error}\n# The repaired program\n", "repair", stop=stop
         )
     return run.use("chain-of-thought").answer if fallback else None
