@@ -300,7 +300,7 @@ class LM(ABC):
         one = isinstance(prompts, str)
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         lists = _continuations(continuations, len(texts))
-        found = await self._scored(texts, lists)
+        found = await self._score_all(texts, lists)
         table = np.full((len(texts), max(map(len, lists), default=0)), -np.inf)
         for row, (answer, _) in zip(table, found, strict=True):
             row[: len(answer.scores)] = answer.scores
@@ -308,10 +308,10 @@ class LM(ABC):
 
     def scored(self, prompt: str, continuations: Sequence[str]) -> tuple[list[float], Usage, bool]:
         """`score` for one prompt: log-probabilities, what they took, and whether they were there already."""
-        [(answer, cached)] = wait_for(self._scored([prompt], [tuple(continuations)]))
+        [(answer, cached)] = wait_for(self._score_all([prompt], [tuple(continuations)]))
         return list(answer.scores), self._usage(answer, cached), cached
 
-    async def _scored(
+    async def _score_all(
         self, prompts: Sequence[str], lists: Sequence[tuple[str, ...]]
     ) -> list[tuple[Answer, bool]]:
         await asyncio.to_thread(self._refuse_scoring)
