@@ -35,6 +35,7 @@ COMMANDS = {
     "methods": ("lists:methods", "List the methods, or show one."),
     "backbones": ("lists:backbones", "List, fetch or remove the built-in backbones."),
     "data": ("lists:data", "Show how a data source is read, without learning."),
+    "attention": ("attention:attention", "Draw what a prompt looks at in a picture."),
     "plot": ("plot:plot", "Draw a run's training curve, or a comparison."),
     "completion": ("completion:completion", "Print the completion script of a shell."),
 }

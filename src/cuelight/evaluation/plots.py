@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["plot_comparison", "plot_curves", "plot_figures", "plot_training", "read_log"]
+__all__ = ["plot_attention", "plot_comparison", "plot_curves", "plot_figures", "plot_training", "read_log"]
 
 _INK, _SOFT, _SECOND = "#1f4e79", "#8fb3d9", "#b8860b"
 _FIRST = ("accuracy", "micro_f1", "rouge_l", "validation_loss")
@@ -55,6 +55,34 @@ def plot_comparison(
         _tidy(axis, "x")
     if title:
         figure.suptitle(title, fontsize=10)
+    return _save(figure, path)
+
+
+def plot_attention(
+    picture: np.ndarray,
+    rows: Sequence[Sequence[tuple[str, np.ndarray]]],
+    path: str | os.PathLike[str],
+    title: str = "",
+) -> Path:
+    """The picture ``[H, W, 3]``, then maps ``[h, w]`` over it, row by row, each under its name."""
+    across = max(len(row) for row in rows)
+    figure = _figure(1.5 * across + 0.4, 1.75 * len(rows) + 0.4)
+    axes = figure.subplots(len(rows), across, squeeze=False)
+    height, width = picture.shape[:2]
+    for line, row in zip(axes, rows, strict=True):
+        for axis in line:
+            axis.axis("off")
+        for axis, (name, grid) in zip(line, row, strict=False):
+            axis.imshow(picture)
+            axis.set_title(name, fontsize=7)
+            if grid.size:
+                spread = (grid - grid.min()) / max(float(grid.max() - grid.min()), 1e-12)
+                axis.imshow(
+                    spread, cmap="inferno", alpha=0.55, extent=(-0.5, width - 0.5, height - 0.5, -0.5),
+                    interpolation="bilinear",
+                )  # fmt: skip
+    if title:
+        figure.suptitle(title, fontsize=9)
     return _save(figure, path)
 
 

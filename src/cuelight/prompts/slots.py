@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,9 +28,39 @@ from torch.utils.hooks import RemovableHandle
 from cuelight.backbones.towers import Tower
 from cuelight.errors import CuelightError
 
-__all__ = ["fill_text_slots", "insert_tokens", "overwrite_states", "per_row", "slot_ids"]
+__all__ = [
+    "Inserted",
+    "fill_text_slots",
+    "insert_tokens",
+    "inserted_tokens",
+    "overwrite_states",
+    "per_row",
+    "slot_ids",
+]
 
 DeepPrompts = Mapping[int, Tensor]
+
+
+@dataclass(frozen=True)
+class Inserted:
+    """``length`` tokens that `insert_tokens` put behind the tower's first ``after`` ones (None: at the end)."""
+
+    length: int
+    after: int | None
+
+
+_INSERTED: ContextVar[list[Inserted] | None] = ContextVar("cuelight inserted tokens", default=None)
+
+
+@contextlib.contextmanager
+def inserted_tokens() -> Iterator[list[Inserted]]:
+    """Inside, the list gets what every `insert_tokens` put into a sequence, for those who look at the passes."""
+    found: list[Inserted] = []
+    token = _INSERTED.set(found)
+    try:
+        yield found
+    finally:
+        _INSERTED.reset(token)
 
 
 def slot_ids(length: int, device: torch.device | str | None = None) -> Tensor:
@@ -118,6 +149,9 @@ def insert_tokens(
             layer that the tower does not have.
     """
     length = prompt.shape[-2]
+    seen = _INSERTED.get()
+    if seen is not None:
+        seen.append(Inserted(length, after))
 
     def first(
         _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -282,6 +282,10 @@ class ImageTask:
         pixels.sub_(self._mean.view(3, 1, 1)).div_(self._spread.view(3, 1, 1))
         return ImageBatch(pixels, self._labels(items), list(items))
 
+    def shown(self, item: ImageItem) -> np.ndarray:
+        """The part of a picture that the tower sees, ``[S, S, 3]`` uint8."""
+        return self._prepared(item, "none")
+
     def collate_features(self, items: Sequence[ImageItem]) -> ImageBatch:
         """A batch of the items' frozen features, which all have one."""
         table = torch.stack([item.feature for item in items if item.feature is not None])
