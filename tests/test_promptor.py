@@ -118,6 +118,8 @@ def test_parts_are_read_as_models_write_them() -> None:
     said = "Sure!\n\n**Instruction:** You are\n a judge.\n\n### Actions:\n1. Read\n2) Answer\n"
     said += "* Facts:\n- Short\n- Short\nInput: x"
     assert read_parts(said) == Parts("You are a judge.", ("Read", "Answer"), ("Short",))
+    assert read_parts("Instruction: - Be a judge.\n- Be a poet.\nActions:\n- Go") == Parts("Be a judge.", ("Go",))
+    assert read_parts("Instruction:\nBe a judge.\n- Be a poet.") == Parts("Be a judge.")
     for poor in ("", "Yes, I can help!", "Instruction:", "Actions:\n- Read"):
         assert read_parts(poor) is None
 
@@ -261,7 +263,7 @@ def test_what_the_model_can_not_write_is_counted_and_the_old_prompt_stays(poor: 
     agent = cuelight.promptor({**BRIEF, "examples": EXAMPLES[:4]}, lm=script.lm, target=reader, max_rounds=2)
     assert [v.origin for v in agent.state.versions] == ["one line", "brief"]
     assert agent.state.failures["draft not usable"] == agent.state.failures["rewrite not usable"] == 1
-    assert agent.state.failures["criticise"] == 4
+    assert agent.state.failures["criticise"] == 2  # no version, no new criticism
     assert agent.best is not None and agent.best.checklist == {}
     # asked again once, be it for the form or for the defect
     again = "draft" if poor == "Sorry." else "repair"

@@ -421,7 +421,7 @@ def test_the_page_from_the_first_question_to_the_downloaded_prompt(
     page.click("#send")
     page.wait("#accept:enabled")
     assert page.texts("#steps .now") == ["Test"]
-    assert [text.split("\n")[1] for text in page.texts(".version")] == ["one line", "your words", "draft"]
+    assert [text.split("\n")[1] for text in page.texts(".version")] == ["one line", "brief", "draft"]
     assert page.texts("#tests tbody td.figure") == ["1.00", "0.00"]
     assert page.texts(".defects li")[-1] == "too <b>vague</b>"
     # after a reload all is there again, and what is being typed survives the page's own looks at the server

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from filelock import FileLock, Timeout
 
-from cuelight.cli.common import say
+from cuelight.cli.common import device_options, say
+from cuelight.cli.lm_options import budget_options, connected, lm_option, report
 from cuelight.cli.options import HeadedCommand, HeadedOption, Setting, given, settings
 from cuelight.conversation.state import SLOTS, PromptorConfig, best_version, load_cases, shown_values
 from cuelight.errors import ConfigError, CuelightError
@@ -35,14 +36,6 @@ def _fields() -> list[Setting]:
     return settings(PromptorConfig, "The conversation")
 
 
-def lm_options() -> list[click.Parameter]:
-    return []
-
-
-def connect_options(params: dict[str, Any]) -> dict[str, Any]:
-    return {}
-
-
 @click.pass_context
 def _promptor(ctx: click.Context, **params: Any) -> None:
     """Make a prompt in a conversation, tested on your own examples.
@@ -55,7 +48,6 @@ def _promptor(ctx: click.Context, **params: Any) -> None:
     words are tested beside theirs, so what you get is never worse on your tests.
     """
     from cuelight.conversation.promptor import Promptor
-    from cuelight.lm import connect
 
     folder = Path(params["output"])
     lock = FileLock(_made(folder) / ".lock")
@@ -66,13 +58,9 @@ def _promptor(ctx: click.Context, **params: Any) -> None:
             f"output: {folder} is in use by another conversation; give another --output"
         ) from error
     with lock:
-        shared = connect_options(params)
-        writer = connect(params["lm"], **shared)
-        reader = None
-        if params["target"] and params["target"] != params["lm"]:
-            reader = connect(
-                params["target"], **{k: v for k, v in shared.items() if k != "budget"}, meter=writer.meter
-            )
+        writer = connected(params)
+        same = params["target"] in (None, params["lm"])
+        reader = None if same else connected(params, "target", meter=writer.meter)
         agent = Promptor(writer, reader, output=folder, **given(ctx, [f.name for f in _fields()]))
         if params["web"]:
             _web(agent, params["host"], params["port"], params["open"])
@@ -128,6 +116,7 @@ def _scripted(agent: Promptor, params: dict[str, Any]) -> None:
         say(agent.prompt)
     else:
         say("", agent.prompt, "", f"saved in {agent.folder}")
+        report(agent.lm, agent.target)
 
 
 def _web(agent: Promptor, host: str, port: int, show: bool) -> None:
@@ -351,20 +340,10 @@ promptor = HeadedCommand(
     callback=_promptor,
     help=_promptor.__doc__,
     params=[
-        HeadedOption(
-            ["--lm"],
-            heading="Models",
-            required=True,
-            metavar="SPEC",
-            help="The model that writes: built-in name ('cuelight backbones'), folder, hub id, or URL#model.",
-        ),
-        HeadedOption(
-            ["--target"],
-            heading="Models",
-            metavar="SPEC",
-            help="The model the prompt is for.  [default: the one that writes]",
-        ),
-        *lm_options(),
+        lm_option(what="The model that writes and criticises prompts"),
+        lm_option("--target", what="The model the prompt is for, if another", required=False),
+        *budget_options(),
+        *device_options(),
         *(field.option() for field in _fields()),
         HeadedOption(
             ["--web"],

@@ -202,7 +202,7 @@ class Promptor:
             return {"agent": 0, "target": 0}
         if state.versions:
             untested = sum(tests - len(v.outputs) for v in state.versions)
-            criticism = state.phase == "criticise" or not state.versions[-1].checklist
+            criticism = not state.versions[-1].criticised
             return {
                 "agent": 2 * rounds + criticism,
                 "target": untested + rounds * tests + 2 * report,
@@ -418,7 +418,8 @@ class Promptor:
         for version in state.versions:
             version.defects = version.defects or uncovered(state, version.text)
         newest = state.versions[-1]
-        if not newest.checklist:
+        if not newest.criticised:
+            newest.criticised = True
             newest.checklist, defects = self.writer.criticism(state, newest)
             newest.defects += defects
         state.phase = "test"

@@ -163,6 +163,7 @@ class Version(BaseModel):
     marks: dict[int, bool] = {}
     checklist: dict[str, int] = {}
     defects: list[str] = []
+    criticised: bool = False
 
     @property
     def score(self) -> float | None:

@@ -38,7 +38,10 @@ def read_parts(answer: str) -> Parts | None:
     for mark, end in zip(marks, ends, strict=False):
         name = {"steps": "action"}.get(mark[1].lower(), mark[1].lower().rstrip("s"))
         found.setdefault(name, answer[mark.end() : end])
-    instruction = " ".join(found.get("instruction", "").split())
+    # an instruction is sentences: of a list in its place the first entry, of a list behind it nothing
+    lines = [line for line in found.get("instruction", "").splitlines() if line.strip()]
+    listed = next((n for n, line in enumerate(lines) if _BULLET.match(line)), len(lines))
+    instruction = " ".join(" ".join(_BULLET.sub("", line) for line in lines[: max(listed, 1)]).split())
     if len(instruction.split()) < 2 or len(instruction) > 2 * _LONGEST_ITEM:
         return None
     return Parts(instruction, items(found.get("action", "")), items(found.get("fact", "")))

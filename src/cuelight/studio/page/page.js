@@ -2,10 +2,9 @@
 
 const STEPS = { engage: "Ask", draft: "Draft", criticise: "Criticise", test: "Test", refine: "Refine", finish: "Finish" };
 const WAITING = { answer: "engage", examples: "engage", verdict: "test", done: "finish" };
-const ORIGINS = { "one line": "one line", brief: "your words", draft: "draft", rewrite: "rewrite", edit: "edited" };
 
 let state = null;
-let shown = null; // the version looked at; null: the newest
+let shown = null; // the version looked at; null: the newest, at the end the best
 let composed = ""; // what the composer was made for
 let tried = null; // the last answer of the trial box
 let changed = ""; // the slot that is being changed
@@ -225,7 +224,9 @@ function judging() {
     h("div", { class: "row" },
       h("button", { id: "send", class: "push", onclick: submit }, "Refine"),
       h("button", { id: "accept", class: "main", onclick: () => send("/api/reply", { verdict: { accept: true } }) }, "Accept")),
-    h("p", { class: "muted" }, `At most ${count.agent} more calls of the writing model and ${count.target} of the target.`),
+    h("p", { class: "muted" }, state.round < state.rounds
+      ? `Still to come, at most: ${count.agent} calls of the writing model, ${count.target} of the target.`
+      : "The last round: whatever you say, the best version is taken now."),
   ];
 }
 
@@ -269,7 +270,10 @@ function changing(slot) {
 }
 
 const figure = (score) => (score === null || score === undefined ? "–" : Number(score).toFixed(2));
-const current = () => (shown === null ? state.versions.length - 1 : shown);
+const current = () => {
+  if (shown !== null) return shown;
+  return state.phase === "done" ? state.best : state.versions.length - 1;
+};
 
 function drawVersions() {
   if (!state.versions.length) return keep("versions", []);
@@ -279,7 +283,7 @@ function drawVersions() {
     const is = `version${version.best ? " best" : ""}${number === current() ? " shown" : ""}`;
     return h("button", { class: is, "data-version": number + 1, "aria-pressed": String(number === current()),
       onclick: () => { shown = number; draw(); } },
-    h("b", {}, `${number + 1}`), h("span", {}, ORIGINS[version.origin]), h("span", { class: "bar" }, bar),
+    h("b", {}, `${number + 1}`), h("span", {}, version.origin), h("span", { class: "bar" }, bar),
     h("span", { class: "figure" }, figure(version.score)), version.best && version.score !== null ? h("span", { class: "tag" }, "★ best") : "");
   });
   const measured = Object.entries(state.reported).map(([name, score]) => `${name} ${figure(score)}`).join(", ");
