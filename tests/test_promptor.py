@@ -118,7 +118,9 @@ def test_parts_are_read_as_models_write_them() -> None:
     said = "Sure!\n\n**Instruction:** You are\n a judge.\n\n### Actions:\n1. Read\n2) Answer\n"
     said += "* Facts:\n- Short\n- Short\nInput: x"
     assert read_parts(said) == Parts("You are a judge.", ("Read", "Answer"), ("Short",))
-    assert read_parts("Instruction: - Be a judge.\n- Be a poet.\nActions:\n- Go") == Parts("Be a judge.", ("Go",))
+    assert read_parts("Instruction: - Be a judge.\n- Be a poet.\nActions:\n- Go") == Parts(
+        "Be a judge.", ("Go",)
+    )
     assert read_parts("Instruction:\nBe a judge.\n- Be a poet.") == Parts("Be a judge.")
     for poor in ("", "Yes, I can help!", "Instruction:", "Actions:\n- Read"):
         assert read_parts(poor) is None
