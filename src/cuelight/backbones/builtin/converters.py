@@ -24,7 +24,21 @@ from transformers.utils import logging
 
 from cuelight.backbones.builtin.onnx_weights import read_onnx
 
-__all__ = ["dinov2", "flan_t5", "gemma3", "minilm", "minilm_mlm", "minimind2", "run", "smollm2", "whisper"]
+__all__ = [
+    "clip_b16_minilm",
+    "clip_vision",
+    "dino_minilm_clip",
+    "dinov2",
+    "flan_t5",
+    "gemma3",
+    "minilm",
+    "minilm_mlm",
+    "minimind2",
+    "run",
+    "smollm2",
+    "vit_base",
+    "whisper",
+]
 
 State = dict[str, torch.Tensor]
 
@@ -169,6 +183,60 @@ def _save_minilm_tokenizer(source: Path, target: Path) -> None:
 
 def dinov2(source: Path, target: Path) -> None:
     """DINOv2 ViT-S/14 out of a detector in ONNX, of which it is the ``backbone``."""
+    config, state = _dinov2(source)
+    model = transformers.Dinov2Model(config)
+    _fill(model, state)
+    _save(model, target)
+    _dinov2_processor(256, 224).save_pretrained(target)
+
+
+def dino_minilm_clip(source: Path, target: Path) -> None:
+    """DINOv2 ViT-S/14 and MiniLM with the projections that `recipes/dual_encoder.py` learned; 98-pixel images."""
+    config, state = _dinov2(source)
+    _save_dual(config, state, "dino_minilm_clip", source, target)
+    _dinov2_processor(98, 98).save_pretrained(target)
+
+
+def clip_b16_minilm(source: Path, target: Path) -> None:
+    """CLIP ViT-B/16's image tower and MiniLM with the projections that `recipes/dual_encoder.py` learned.
+
+    For 144-pixel images: the 14 x 14 table of positions is interpolated to 9 x 9 here, once and for all, so that
+    the model takes the images its processor makes.
+    """
+    size = 144
+    config = _clip_vision_config()
+    state, _ = read_onnx(_only(source, "*.onnx"))
+    state = {n.removeprefix("vision_model."): v for n, v in state.items() if n != "visual_projection.weight"}
+    tower = transformers.CLIPVisionModel(config)
+    _fill(tower, state)
+    table = tower.embeddings.interpolate_pos_encoding(torch.zeros(1, 1 + (size // 16) ** 2, 768), size, size)
+    state["embeddings.position_embedding.weight"] = table[0]
+    config.image_size = size
+    _save_dual(config, state, "clip_b16_minilm", source, target)
+    _clip_processor(size).save_pretrained(target)
+
+
+def _save_dual(vision: Any, vision_state: State, name: str, source: Path, target: Path) -> None:
+    """A `VisionTextDualEncoderModel` of an image tower, MiniLM with mean pooling, and learned projections."""
+    from safetensors.torch import load_file
+
+    from cuelight.backbones.mean_text import MeanBertConfig
+
+    bert, text_state = _minilm(source)
+    text = MeanBertConfig(**{k: v for k, v in bert.to_dict().items() if k != "model_type"})
+    learned = {k: v.float() for k, v in load_file(_LEARNED / f"{name}.safetensors").items()}
+    config = transformers.VisionTextDualEncoderConfig.from_vision_text_configs(
+        vision, text, projection_dim=len(learned["text_projection.weight"])
+    )
+    model = transformers.VisionTextDualEncoderModel(config)
+    state = {f"vision_model.{k}": v for k, v in vision_state.items()} | learned
+    state |= {f"text_model.{k}": v for k, v in text_state.items() if not k.startswith("pooler.")}
+    _fill(model, state)
+    _save(model, target)
+    _save_minilm_tokenizer(source, target)
+
+
+def _dinov2(source: Path) -> tuple[transformers.Dinov2Config, State]:
     config = transformers.Dinov2Config(
         hidden_size=384, num_hidden_layers=12, num_attention_heads=6, image_size=518, patch_size=14
     )
@@ -188,20 +256,94 @@ def dinov2(source: Path, target: Path) -> None:
     parts = [_with_shape(anonymous, (1, count, 384)) for count in (1, 37 * 37)]
     state["embeddings.position_embeddings"] = torch.cat(parts, dim=1)
     state["embeddings.mask_token"] = torch.zeros(1, 384)  # serves DINOv2's own training only
-    model = transformers.Dinov2Model(config)
-    _fill(model, state)
-    _save(model, target)
-    transformers.BitImageProcessor(
+    return config, state
+
+
+def _dinov2_processor(edge: int, crop: int) -> Any:
+    return transformers.BitImageProcessor(
         do_resize=True,
-        size={"shortest_edge": 256},
+        size={"shortest_edge": edge},
         resample=3,  # bicubic
         do_center_crop=True,
-        crop_size={"height": 224, "width": 224},
+        crop_size={"height": crop, "width": crop},
         do_rescale=True,
         do_normalize=True,
         image_mean=[0.485, 0.456, 0.406],
         image_std=[0.229, 0.224, 0.225],
         do_convert_rgb=True,
+    )
+
+
+def clip_vision(source: Path, target: Path) -> None:
+    """The image tower of CLIP ViT-B/16 with its projection, from 8-bit ONNX."""
+    state, anonymous = read_onnx(_only(source, "*.onnx"))
+    if anonymous:
+        raise ValueError(f"weights without a name: {sorted(anonymous)}")
+    model = transformers.CLIPVisionModelWithProjection(_clip_vision_config())
+    _fill(model, state)
+    _save(model, target)
+    _clip_processor(224).save_pretrained(target)
+
+
+def _clip_vision_config() -> transformers.CLIPVisionConfig:
+    return transformers.CLIPVisionConfig(
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        image_size=224,
+        patch_size=16,
+        projection_dim=512,
+        hidden_act="quick_gelu",
+    )
+
+
+def _clip_processor(size: int) -> Any:
+    return transformers.CLIPImageProcessor(
+        do_resize=True,
+        size={"shortest_edge": size},
+        resample=3,  # bicubic
+        do_center_crop=True,
+        crop_size={"height": size, "width": size},
+        do_rescale=True,
+        do_normalize=True,
+        image_mean=[0.48145466, 0.4578275, 0.40821073],
+        image_std=[0.26862954, 0.26130258, 0.27577711],
+        do_convert_rgb=True,
+    )
+
+
+def vit_base(source: Path, target: Path) -> None:
+    """ViT-B/16 with its ImageNet head: integers with one scale and one zero point per tensor."""
+    from safetensors.torch import load_file
+
+    raw = load_file(source / "pretrained_weights.safetensors")
+    new_names = {
+        "encoder.layer.": "layers.",
+        "attention.attention.query": "attention.q_proj",
+        "attention.attention.key": "attention.k_proj",
+        "attention.attention.value": "attention.v_proj",
+        "attention.output.dense": "attention.o_proj",
+        "intermediate.dense": "mlp.fc1",
+        "output.dense": "mlp.fc2",
+    }
+    state = {
+        _rename(name, new_names): (value.float() - raw[f"{name}_zero_point"].float())
+        * raw[f"{name}_scale"].float()
+        for name, value in raw.items()
+        if not name.endswith(("_scale", "_zero_point"))
+    }
+    model = transformers.ViTForImageClassification(transformers.ViTConfig(num_labels=1000))
+    _fill(model, state)
+    _save(model, target)
+    transformers.ViTImageProcessor(
+        do_resize=True,
+        size={"height": 224, "width": 224},
+        resample=2,  # bilinear
+        do_rescale=True,
+        do_normalize=True,
+        image_mean=[0.5, 0.5, 0.5],
+        image_std=[0.5, 0.5, 0.5],
     ).save_pretrained(target)
 
 
