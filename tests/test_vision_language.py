@@ -231,6 +231,44 @@ def test_maple_layers() -> None:
     assert torch.equal(weight[1], weight[2]) and not torch.equal(weight[0], weight[1])
 
 
+def test_maple_is_the_paper_s_algorithm_step_by_step() -> None:
+    """Against the passes written out: 77 positions, replaced tokens before every layer, all classes padded."""
+    method = made("maple")
+    model: Any = method.backbone.model
+    batch = batch_of(method)
+    first = method.prompts.text
+    with torch.no_grad():
+        names = method.backbone.tokenizer(
+            [f"a photo of a {name}." for name in CLASSES], padding="max_length", max_length=77
+        )
+        ids = torch.tensor(names.input_ids)
+        text = model.text_model
+        states = text.embeddings.token_embedding(ids)
+        states = torch.cat([states[:, :1], first[0].expand(3, -1, -1), states[:, 3:]], 1)
+        states = states + text.embeddings.position_embedding(torch.arange(77))
+        mask = torch.full((77, 77), -torch.inf).triu(1)[None, None]
+        for j, layer in enumerate(method.dual.text.layers):
+            if j:
+                states = torch.cat([states[:, :1], first[j].expand(3, -1, -1), states[:, 3:]], 1)
+            out = layer(states, attention_mask=mask)
+            states = out[0] if isinstance(out, tuple) else out
+        ends = (ids == method.backbone.tokenizer.sep_token_id).int().argmax(1)
+        features = model.text_projection(text.final_layer_norm(states)[torch.arange(3), ends])
+        torch.testing.assert_close(method.class_features(), normalize(features, dim=-1))
+
+        tokens = [first[j] @ method.prompts.weight[j].T + method.prompts.bias[j] for j in range(3)]
+        vision = model.vision_model
+        states = torch.cat([vision.embeddings(batch.pixels), tokens[0].expand(4, -1, -1)], 1)
+        states = vision.pre_layrnorm(states)
+        for j, layer in enumerate(method.dual.vision.layers):
+            if j:
+                states = torch.cat([states[:, :-2], tokens[j].expand(4, -1, -1)], 1)
+            out = layer(states, attention_mask=None)
+            states = out[0] if isinstance(out, tuple) else out
+        features = model.visual_projection(vision.post_layernorm(states[:, 0]))
+        torch.testing.assert_close(method.image_features(batch), normalize(features, dim=-1))
+
+
 # ---- PromptSRC ---------------------------------------------------------------------------------------------
 
 
