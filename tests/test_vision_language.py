@@ -1,7 +1,7 @@
 """The vision-language papers: counts on CLIP ViT-B/16, identities at the start, gradient routes, losses, whole runs.
 
-Weights are random where it says `small_clip` and real but not aligned where it says `unaligned_dual`; what is tested
-there are identities and routes, which hold for any weights.
+Weights are random in `random_clip`, real but not aligned in `real_towers`, real in `built_in`; what is tested on the first two
+are identities and routes, which hold for any weights.
 """
 
 from __future__ import annotations
@@ -52,6 +52,11 @@ def random_clip() -> Backbone:
 @cache
 def real_towers() -> Backbone:
     return unaligned_dual()
+
+
+@cache
+def built_in() -> Backbone:
+    return load_backbone("dino-minilm-clip", progress=False)
 
 
 @cache
@@ -137,7 +142,7 @@ def test_more_layers_than_a_tower_has_are_refused() -> None:
 # ---- at the start ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("where", [random_clip, real_towers])
+@pytest.mark.parametrize("where", [random_clip, real_towers, built_in])
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -169,7 +174,7 @@ def test_class_features_start_at_zero_shot(where: Any, name: str, options: dict[
     [("promptsrc", {"layers": 1, "vision_length": 0}), ("kapt", {"words": 0}), ("ctp-tft", {}), ("gram", {})],
 )
 def test_scores_start_at_zero_shot(name: str, options: dict[str, Any]) -> None:
-    for backbone in (random_clip(), real_towers()):
+    for backbone in (random_clip(), real_towers(), built_in()):
         method = made(name, backbone, **options)
         batch = batch_of(method)
         with torch.no_grad():
