@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cuelight.peft_bridge import import_peft
     from cuelight.searching import Found, search
     from cuelight.serving import Pool
+    from cuelight.text_export import TextPrompt, text_prompt
     from cuelight.tuning import Run, tune
 
     from . import strategies
@@ -40,6 +41,7 @@ __all__ = [
     "Prompt",
     "Promptor",
     "Run",
+    "TextPrompt",
     "backbones",
     "compare",
     "import_peft",
@@ -49,6 +51,7 @@ __all__ = [
     "promptor",
     "search",
     "strategies",
+    "text_prompt",
     "tune",
 ]
 
@@ -59,12 +62,14 @@ _HOMES = {
     "Prompt": "cuelight.artifact",
     "Promptor": "cuelight.conversation.promptor",
     "Run": "cuelight.tuning",
+    "TextPrompt": "cuelight.text_export",
     "compare": "cuelight.comparison",
     "import_peft": "cuelight.peft_bridge",
     "load": "cuelight.artifact",
     "load_backbone": "cuelight.backbones",
     "promptor": "cuelight.conversation.promptor",
     "search": "cuelight.searching",
+    "text_prompt": "cuelight.text_export",
     "tune": "cuelight.tuning",
 }
 

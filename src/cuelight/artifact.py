@@ -157,7 +157,7 @@ class Prompt:
             save_file(tensors, folder / _TENSORS)
             files[_TENSORS] = sha256_of(folder / _TENSORS)
         if method.text is not None:
-            (folder / _TEXT).write_text(method.text, encoding="utf-8")
+            (folder / _TEXT).write_bytes(method.text.encode())  # byte for byte, line ends too
             files[_TEXT] = sha256_of(folder / _TEXT)
         card = {
             "format": FORMAT,
@@ -232,7 +232,7 @@ def restore(method: Method, card: Mapping[str, Any], path: Path) -> None:
     """
     source = f"artifact {path}: {_TENSORS}"
     if _TEXT in card["files"]:  # first: it may say how many tensors there are, and of what
-        method.load_text((path / _TEXT).read_text(encoding="utf-8"))
+        method.load_text((path / _TEXT).read_bytes().decode())
     method.restore(load_file(path / _TENSORS) if _TENSORS in card["files"] else {}, source)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -15,11 +16,19 @@ __all__ = ["export"]
 def _export(**params: Any) -> None:
     """Write what was learned for other libraries.
 
-    DIR is the --output of a run.  FOLDER becomes a PEFT adapter, or with --as model the fine-tuned backbone
+    DIR is the --output of a run.  TARGET becomes a PEFT adapter, or with --as model the fine-tuned backbone
     itself, as transformers and --backbone read it; a soft prompt that was learned with it stays in DIR.
+
+    A text prompt (DIR may be a conversation with promptor, too) is written as it is sent, byte for byte: as text, as
+    OpenAI messages, as a promptfoo configuration, or as a DSPy program for cuelight.dspy_bridge.
     """
     import cuelight
+    from cuelight.text_export import FORMS
 
+    if params["as"] in FORMS:
+        found = cuelight.text_prompt(Path(params["folder"]))
+        say(str(found.save(params["as"], params["target"])))
+        return
     prompt = cuelight.load(
         params["folder"], backbone=params["backbone"], device=params["device"], dtype=params["dtype"]
     )
@@ -33,12 +42,12 @@ export = HeadedCommand(
     help=_export.__doc__,
     params=[
         click.Argument(["folder"], metavar="DIR", type=click.Path()),
-        click.Argument(["target"], metavar="FOLDER", type=click.Path()),
+        click.Argument(["target"], metavar="TARGET", type=click.Path()),
         HeadedOption(
             ["--as"],
-            type=click.Choice(["peft", "model"]),
+            type=click.Choice(["peft", "model", "text", "messages", "promptfoo", "dspy"]),
             default="peft",
-            help="A PEFT adapter, or the fine-tuned model.  [default: peft]",
+            help="A PEFT adapter, the fine-tuned model, or a text prompt in one of four forms.  [default: peft]",
         ),
         HeadedOption(
             ["--backbone"],
@@ -50,5 +59,6 @@ export = HeadedCommand(
     ],
     epilog="\b\nExamples\n  cuelight export runs/mine adapter\n"
     "  cuelight export runs/tuned model --as model\n"
+    "  cuelight export runs/quine promptfoo-folder --as promptfoo\n"
     "  cuelight tune in-context --backbone model --data other.csv",
 )

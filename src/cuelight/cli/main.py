@@ -27,7 +27,10 @@ COMMANDS = {
     "protocol": ("protocol:protocol", "Few-shot, base-to-new, cross-data-set, domain generalisation."),
     "predict": ("predict:predict", "Answer texts with what was learned."),
     "evaluate": ("predict:evaluate", "Measure what was learned on labelled rows."),
-    "export": ("export:export", "Write what was learned as a PEFT adapter or a fine-tuned model."),
+    "export": (
+        "export:export",
+        "Write what was learned as a PEFT adapter, a model, or a text prompt for other tools.",
+    ),
     "promptor": ("promptor:promptor", "Make a prompt in a conversation, tested on your examples."),
     "serve": ("serve:serve", "Serve learned prompts on one backbone over HTTP."),
     "ask": ("ask:ask", "Ask a language model, and see what it costs."),
