@@ -136,12 +136,14 @@ def sentence(name: str, title: str, form: str, arms: dict[str, Any], questions: 
     fewer = arms["chain-of-draft"]["written"] < arms["chain-of-thought"]["written"]
     cost = sum(a["cost"] for a in arms.values())
     return (
-        f"{name}, {title}, {questions} questions a seed, asked as a {form}: accuracy in % (calls, tokens for a question): {shown}. "
-        f"Program of thoughts above chain of thought {above('program-of-thoughts', 'chain-of-thought')}, above zero-shot "
-        f"{above('program-of-thoughts', 'zero-shot')}; chain of thought above zero-shot {above('chain-of-thought', 'zero-shot')}; "
-        f"self-consistency of 5 at or above chain of thought {above('self-consistency', 'chain-of-thought', equal=True)}, above "
-        f"zero-shot {above('self-consistency', 'zero-shot')}; drafts write fewer tokens than chains {'holds' if fewer else 'fails'}; "
-        f"swapped answers worse than chain of thought {above('chain-of-thought', 'swapped answers')}. Cost {cost:g}: a local model."
+        f"{name}, {title}, {questions} questions a seed, asked as a {form}: accuracy in % (calls, tokens for a question): "
+        f"{shown}. Program of thoughts above chain of thought {above('program-of-thoughts', 'chain-of-thought')}, above "
+        f"zero-shot {above('program-of-thoughts', 'zero-shot')}; chain of thought above zero-shot "
+        f"{above('chain-of-thought', 'zero-shot')}; self-consistency of 5 at or above chain of thought "
+        f"{above('self-consistency', 'chain-of-thought', equal=True)}, above zero-shot "
+        f"{above('self-consistency', 'zero-shot')}; drafts write fewer tokens than chains {'holds' if fewer else 'fails'}; "
+        f"swapped answers worse than chain of thought {above('chain-of-thought', 'swapped answers')}. "
+        f"Cost {cost:g}: a local model."
     )
 
 

@@ -4,8 +4,8 @@ Every noisy example's rationale is rephrased ``rephrasings`` times beside the cl
 the example's answer are kept.  ``sets`` sets are drawn of them, each is asked ``votes`` times, and the answers vote.
 
 Calls: sets * votes; beforehand rephrasings for each noisy example.  Source: Zhou et al., "Can language models perform robust
-reasoning in chain-of-thought prompting with noisy rationales?", NeurIPS 2024, arXiv 2410.23856.  *Departures*: the paper's
-page gives no sizes with certainty; an example none of whose rephrasings keeps the answer is left out.
+reasoning in chain-of-thought prompting with noisy rationales?", NeurIPS 2024, arXiv 2410.23856.  *Departures*: the
+sizes are our own; an example none of whose rephrasings keeps the answer is left out.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ first), all paths from nodes without a predecessor to nodes without a successor 
 compressed into one line; the list of the original edges stands behind them.
 
 Calls: 1.  Source: Hong et al., "End-to-end graph flattening method for large language models" (EEDP), CLNLP 2024, arXiv
-2409.14880.  *Departures*: the paper's page leaves the compression's form open: here a shared beginning is written once, its
+2409.14880.  *Departures*: the form of the compression is our own: a shared beginning is written once, its
 continuations in braces.  *Ours*: at most ``most`` paths are listed.
 """
 

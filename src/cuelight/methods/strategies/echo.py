@@ -4,8 +4,8 @@ It starts as Auto-CoT.  Then, for some rounds, one demonstration after the other
 others before it as examples, so that their ways of reasoning grow together; the united set is used.
 
 Calls: 1; beforehand 2 for each question tried, and 2 * rounds * demonstrations.  Source: Jin and Lu, "Self-harmonized
-chain of thought", NAACL 2025, arXiv 2409.04057.  *Departures*: the paper's page leaves open whether a round rewrites one
-demonstration or each once; here each once.
+chain of thought", NAACL 2025, arXiv 2409.04057.  *Departures*: a round rewrites every demonstration once;
+rewriting one at random a round is the other reading.
 """
 
 from __future__ import annotations

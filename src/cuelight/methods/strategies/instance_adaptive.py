@@ -7,7 +7,7 @@ first trigger above ``threshold``; ``vote`` lets the answers of the ``top`` best
 
 Calls: at most 2 for each trigger (rationale and answer), and a backward pass for each; a local causal transformers model.
 Source: Yuan et al., "Instance-adaptive zero-shot chain-of-thought prompting", NeurIPS 2024, arXiv 2409.20441.
-*Departures*: the survey and the paper's page leave weights, threshold, and the choice of layers open; here equal weights and
+*Departures*: weights, threshold and the choice of layers are the paper's to tune for a model; here equal weights and
 all layers, and without ``threshold`` the sequential form takes the best of all.
 """
 

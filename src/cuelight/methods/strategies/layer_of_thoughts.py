@@ -7,7 +7,7 @@ ranked survivors are the answer: their titles, best first.
 
 Calls: 2, and for each document that reaches it 1 for each semantic condition and 1 for the confirmation.  Source:
 Fungwacharakorn et al., "Layer-of-thoughts prompting (LoT): leveraging LLM-based retrieval with constraint hierarchies",
-2024, arXiv 2410.12153.  *Departures*: the paper's page is least certain here; the batching of documents is left out, and
+2024, arXiv 2410.12153.  *Departures*: the batching of documents is left out, and
 survivors are ranked by how many conditions they met.
 """
 

@@ -5,7 +5,7 @@ If the negation stands, the step is rewritten from the critique and the chain is
 
 Calls: 1 + 3 for each step that stands, 5 for one that falls (with the continuation).  Source: Zhao et al., "Enhancing
 zero-shot chain-of-thought reasoning in large language models through logic", LREC-COLING 2024, arXiv 2309.13339.
-*Departures*: the paper's page leaves the wording open; a step is a sentence.
+*Departures*: the wording is our own; a step is a sentence.
 """
 
 from __future__ import annotations

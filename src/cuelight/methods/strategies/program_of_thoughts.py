@@ -6,7 +6,7 @@ fails too, a chain of thought answers.
 
 Calls: 1; one more for a repair, one more for the fallback.  Source: Chen et al., "Program of thoughts prompting: disentangling
 computation from reasoning for numerical reasoning tasks", TMLR 2023, arXiv 2211.12588.  *Departures*: our own three examples;
-repair and fallback are those of the paper's page; the program may use the standard library, not SymPy.
+the repair and the fallback may be switched off; the program may use the standard library, not SymPy.
 """
 
 from __future__ import annotations

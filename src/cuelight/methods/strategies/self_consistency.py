@@ -4,8 +4,7 @@ The share of votes is a confidence.  Of answers with equal votes the one with th
 summed over its samples, wins where the model can score texts (one scoring call for each tied sample); else the first.
 
 Calls: ``samples``, and those of a tie.  Source: Wang et al., "Self-consistency improves chain of thought reasoning in
-language models", ICLR 2023, arXiv 2203.11171.  *Departures*: 8 samples for the paper's 40; the vote may be over any
-other strategy that samples (``base``).
+language models", ICLR 2023, arXiv 2203.11171.  *Departures*: 8 samples by default, the paper draws up to 40.
 """
 
 from __future__ import annotations
