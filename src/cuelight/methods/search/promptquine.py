@@ -208,6 +208,7 @@ class PromptQuine(TextPrompted):
             "figure": figure,
             "tokens_of_start": whole,
             "tokens_of_prompt": pruned,
+            "lengths": [len(split(t.prompt, start.fields, start.tokenizer)) for t in self.history[1:]],
         }
         self.notes.append(f"pruned: {whole} to {pruned} {'tokens' if start.tokenizer else 'words'}")
 
