@@ -101,7 +101,13 @@ class LlmBbo(Contrastive, Searching):
         self.template = self.selected(found, objective, data.validation)
         self._class_features = None  # they were another template's
         self.note_spent(meter)
-        self.facts |= {"figure": "accuracy", "rows": len(data.train), "writer": model.name}
+        begun = self.history[: min(self.config.start_size, len(self._pool))]
+        self.facts |= {
+            "figure": "accuracy",
+            "rows": len(data.train),
+            "writer": model.name,
+            "best_of_start": max(trial.score for trial in begun),
+        }
 
     @torch.no_grad()
     def quality(self, prompts: Sequence[str], items: Sequence[ImageItem], figure: str) -> Iterator[float]:
