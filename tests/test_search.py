@@ -13,6 +13,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from itertools import pairwise
@@ -21,17 +22,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
+from tests.dual_models import small_clip
+from tests.faulty_server import Faulty
 
 import cuelight
 from cuelight import lm
 from cuelight.backbones.backbone import Backbone, load_backbone
 from cuelight.cache import cache_dir
+from cuelight.cli.main import run as command
 from cuelight.errors import ArtifactError, BackboneError, ConfigError, DataError
 from cuelight.methods import proposing
 from cuelight.methods.search import promptquine as quine
 from cuelight.methods.search import unsupervised_blackbox as blackbox
+from cuelight.methods.search.llm_bbo import LlmBbo
 from cuelight.methods.searching import Start, top
 from cuelight.methods.text_prompt import chosen, margin_rewards, named
+from cuelight.tasks.image import ImageConfig, ImageTask
 from cuelight.tasks.metrics import number_match
 from cuelight.tasks.objective import Objective, Trial
 from cuelight.tasks.text import TaskConfig, TextTask
@@ -505,8 +513,6 @@ def test_a_prompt_is_found_saved_and_sent_byte_for_byte(minimind: Backbone, tmp_
 
 
 def test_batches_of_candidates_score_what_single_passes_do(minimind: Backbone) -> None:
-    import torch
-
     task = TextTask(minimind, "classification", ["bad", "good"])
     method = quine.PromptQuine(minimind, task, quine.PromptQuineConfig(cache=False))
     items = task.encode([{"text": f"a film, number {k}", "label": k % 2} for k in range(4)])
@@ -724,6 +730,98 @@ def test_instructions_are_written_by_another_model_and_chosen_by_held_out_rows(t
     )
 
 
+# ---- class templates of a vision-language model ------------------------------------------------------------
+
+
+def pictures(folder: Path) -> str:
+    """A folder of class folders with plain pictures."""
+    for part, count in (("train", 3), ("test", 2)):
+        for c, name in enumerate(("red square", "green field")):
+            (folder / part / name).mkdir(parents=True)
+            for k in range(count):
+                noise = np.random.default_rng(10 * c + k).integers(0, 60, (24, 24, 3))
+                noise[..., c] += 180
+                Image.fromarray(noise.astype(np.uint8)).save(folder / part / name / f"{k}.png")
+    return str(folder)
+
+
+def test_templates_are_scored_by_accuracy_whatever_the_temperature(tmp_path: Path) -> None:
+    host = small_clip()
+    method = LlmBbo(
+        host, ImageTask(host, "classification", ("red", "green"), config=ImageConfig()), LlmBbo.Config()
+    )
+    rows = cuelight.data.read(pictures(tmp_path)).train
+    items = method.task.encode(rows)
+    templates = ["a photo of a {}.", "{} texture.", "the {} of it"]
+    found = list(method.quality(templates, items, "accuracy"))
+    for template, value in zip(templates, found, strict=True):
+        names = method.texts([template.replace("{}", n) for n in ("red", "green")])
+        pixels = method.task.collate(items).pixels
+        nearest = (
+            method.backbone.image_features(pixels) @ torch.nn.functional.normalize(names, dim=-1).T
+        ).argmax(1)
+        assert value == pytest.approx(
+            float((nearest == torch.tensor([i.label for i in items])).double().mean())
+        )
+    with torch.no_grad():
+        host.model.logit_scale.add_(1.0)
+    method._zero_shot.clear()
+    assert list(method.quality(templates, items, "accuracy")) == found
+    assert not any(p.requires_grad for p in host.model.parameters()) and method.trainable == 0
+
+
+def test_a_class_template_is_found_saved_and_used(tmp_path: Path) -> None:
+    data, host = pictures(tmp_path / "data"), small_clip()
+    pool = tmp_path / "pool.txt"
+    pool.write_text("a photo of a {}.\n{} texture.\n")
+    options: dict[str, Any] = {"lm": "minimind2-26m", "steps_of_search": 1, "retries": 1, "pool": str(pool)}
+    run = cuelight.tune("llm-bbo", backbone=host, data=data, output=tmp_path / "out", **options)
+    template = (tmp_path / "out" / "prompt.txt").read_text()
+    assert template.count("{}") == 1 and run.prompt.record["search"]["spent"]["calls"] <= 2
+    loaded = cuelight.load(tmp_path / "out", backbone=host)
+    assert loaded.method.template == template
+    picture = str(next((Path(data) / "test").rglob("*.png")))
+    assert loaded.predict([picture]) == run.prompt.predict([picture])
+    with pytest.raises(ConfigError, match="needs a model that writes"):
+        cuelight.tune("llm-bbo", backbone=host, data=data)
+
+
+# ---- from a shell, with a server ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("CUELIGHT_API_KEY", "k")
+    made = Faulty()
+    threading.Thread(target=made.serve_forever, args=(0.02,), daemon=True).start()
+    yield made
+    made.shutdown()
+    made.server_close()
+
+
+def test_a_server_is_a_backbone_in_the_shell(
+    server: Faulty, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUELIGHT_CACHE", str(tmp_path / "cache"))
+    server.say = lambda body: by_word(lm.Request("complete", prompt=str(body.get("prompt", ""))))
+    data, out = write_rows(tmp_path / "d.csv"), str(tmp_path / "out")
+    words = ["tune", "promptquine", "--backbone", server.spec, "--data", data, "--output", out]
+    small = [w for k, v in SMALL.items() for w in (f"--{k.replace('_', '-')}", str(v))]
+    assert command([*words, *small, "--read", "words"]) == 0
+    shown_ = capsys.readouterr().out
+    assert "at most 14 prompts x 6 rows" in shown_ and "accuracy        1.0000" in shown_
+    found = (tmp_path / "out" / "prompt.txt").read_text()
+    before = len(server.seen)
+    assert command([*words, *small, "--read", "words", "--restart"]) == 0
+    assert len(server.seen) == before  # all of it was in the cache
+    capsys.readouterr()
+    assert command(["predict", out, "a lovely one"]) == 0
+    assert "good" in capsys.readouterr().out
+    assert server.seen[-1][1]["prompt"] == found.replace("{text}", "a lovely one")
+    assert command(["tune", "dept", "--backbone", server.spec, "--data", data]) == 2
+    assert "is a remote model; dept needs" in capsys.readouterr().err
+
+
 # ---- the general search --------------------------------------------------------------------------------------
 
 
@@ -806,3 +904,43 @@ def test_a_killed_search_pays_nothing_twice_and_ends_the_same(tmp_path: Path) ->
     calls = paid("killed")
     # What was answered but not yet written down when the process died may be asked once more: one batch at most.
     assert len(calls) - len(set(calls)) <= 16 and set(calls) == set(paid("whole"))
+
+
+def test_scores_are_kept_in_a_file_and_not_asked_again(tmp_path: Path) -> None:
+    file, asked = tmp_path / "h.jsonl", []
+
+    def score(prompt: str) -> float:
+        asked.append(prompt)
+        if len(asked) == 7:
+            raise KeyboardInterrupt
+        return len(prompt)
+
+    def found() -> cuelight.Found:
+        return cuelight.search("promptquine", score, prompt="a b c d e f", mode="sahc", history=file)
+
+    with pytest.raises(KeyboardInterrupt):
+        found()
+    with file.open("a") as lines:
+        lines.write('{"prompt": "cut o')  # as a kill may leave it
+    first = found()
+    assert len(asked) == len(set(asked)) + 1 == 8 and asked[6] == asked[7]
+    assert found().history == first.history and len(asked) == 8
+    file.write_text("nonsense\n")
+    with pytest.raises(ConfigError, match="history"):
+        found()
+
+
+def test_the_shell_searches_with_a_command_that_scores(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = tmp_path / "score.py"
+    script.write_text("import sys; text = sys.stdin.read(); print('said', -abs(len(text.split()) - 3))")
+    words = ["search", "promptquine", "--score", f"{sys.executable} {script}", "--mode", "sahc"]
+    output = tmp_path / "found.txt"
+    assert command([*words, "--prompt", "a b {text} c d", "--output", str(output)]) == 0
+    assert "score 0 of" in capsys.readouterr().err and output.read_text() == " {text} c d".replace("  ", " ")
+    script.write_text("raise SystemExit('no such thing')")
+    assert command([*words, "--prompt", "a b {text}"]) == 2
+    assert "ended with 1 (no such thing)" in capsys.readouterr().err
+    assert command(["search", "prompt-tuning", "--score", "true"]) == 2
+    assert "is no search" in capsys.readouterr().err

@@ -97,7 +97,7 @@ def main() -> None:
             found[arm].append(result.score)
         found["start"].append(max(trial.score for trial in result.history[:20]))
     parts["editor, synthetic"] = {"arms": {arm: spread(values) for arm, values in found.items()}}
-    print(parts, flush=True)
+    write(parts)
 
     plain = tuned(given.folder, "zero-shot-clip", data, 0, backbone=host, **DATA)
     splits = cuelight.data.read(data, shots=4, max_test=300, seed=0)

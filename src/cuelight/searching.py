@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -53,6 +54,7 @@ def search(
     lm: Any = None,
     tokenizer: Any = None,
     seed: int = 0,
+    history: str | os.PathLike[str] | None = None,
     batched: bool = False,
     progress: bool = False,
     max_calls: int | None = None,
@@ -74,17 +76,17 @@ def search(
         prompt: the string to begin with.
         pool: strings to begin with, or to build from.
         fields: names that stand in braces in a prompt and must stay.
-        lm: for ``llm-bbo``, the model that writes: what `cuelight.lm.connect` takes.  Its answers are cached, so a
-            search that is killed pays nothing twice; the objective has to remember for itself.
+        lm: for ``llm-bbo``, the model that writes: what `cuelight.lm.connect` takes.  Its answers are cached.
         tokenizer: whose tokens are pruned; without one, words.
         seed: decides every draw.
+        history: file that keeps every score; a search that is killed goes on from it and scores nothing twice.
         max_calls, max_tokens_total, max_money, max_seconds: hard limits of what the writing model may cost.
         **options: the method's own, as ``cuelight methods NAME`` lists them.
 
     Raises:
         CuelightError: any mistake in the arguments, in one line.
     """
-    from cuelight.lm import Budget, BudgetError, connect
+    from cuelight.lm import LM, Budget, BudgetError, connect
     from cuelight.methods.searching import Searching, Start
     from cuelight.tasks.objective import Objective
 
@@ -95,6 +97,8 @@ def search(
         )
     config = build(kind.Search, options)
     budget = Budget(max_calls, max_tokens_total, max_money, max_seconds)
+    if isinstance(lm, LM) and budget != Budget():
+        raise ConfigError("budget: this model has its own meter; give the limits to lm.connect(budget=...)")
     model = None if lm is None else connect(lm, budget=budget)
     start = Start(prompt, tuple(pool), tuple(fields), model, tokenizer, seed)
     scores = objective if batched else lambda prompts: map(objective, prompts)
@@ -102,6 +106,7 @@ def search(
         lambda prompts, _: scores(list(prompts)),
         progress=f"{method}" if progress else None,
         most=getattr(config, "max_prompts", None),
+        file=history,
     )
     began, ended, best = time.perf_counter(), None, None
     try:

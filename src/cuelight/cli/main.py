@@ -32,6 +32,7 @@ COMMANDS = {
         "Write what was learned as a PEFT adapter, a model, or a text prompt for other tools.",
     ),
     "promptor": ("promptor:promptor", "Make a prompt in a conversation, tested on your examples."),
+    "search": ("search:search", "Find a string that scores well, for any command that scores strings."),
     "serve": ("serve:serve", "Serve learned prompts on one backbone over HTTP."),
     "ask": ("ask:ask", "Ask a language model, and see what it costs."),
     "prices": ("ask:prices", "Show what language models cost, and where to change it."),

@@ -83,7 +83,12 @@ def climb(objective: Objective, start: Start, config: Any) -> str:
 def writer(config: ProposingConfig, meter: Meter) -> LM:
     """The model that ``config.lm`` names, counted by ``meter``."""
     return connect(
-        config.lm, meter=meter, cache=config.cache, ledger=config.ledger, concurrency=config.concurrency
+        config.lm,
+        meter=meter,
+        cache=config.cache,
+        ledger=config.ledger,
+        concurrency=config.concurrency,
+        prices=config.prices,
     )
 
 

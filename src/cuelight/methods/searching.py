@@ -26,9 +26,7 @@ class SpendingConfig(MethodConfig):
 
     max_calls: int | None = Field(None, ge=1, description="Most calls of learning; testing comes on top.")
     max_tokens_total: int | None = Field(None, ge=1, description="Most tokens of learning, read and written.")
-    max_money: float | None = Field(
-        None, gt=0, description="Most money of learning, in the price table's currency."
-    )
+    max_money: float | None = Field(None, gt=0, description="Most money of learning, in USD.")
     max_seconds: float | None = Field(
         None, gt=0, description="Most seconds of learning that the model works."
     )
@@ -39,6 +37,7 @@ class SpendingConfig(MethodConfig):
     cache: bool = Field(
         True, exclude=True, description="Keep answers on disk: a search that is killed pays nothing twice."
     )
+    prices: str | None = Field(None, exclude=True, description="A price table over your own.")
     concurrency: int = Field(8, ge=1, exclude=True, description="Most requests to a server at a time.")
 
     @property
@@ -100,7 +99,7 @@ class Searching(Method):
         self.facts["spent"] = {k: round(v, 6) for k, v in asdict(spent).items()}
         self.notes.append(
             f"learning: {spent.calls:,} calls, {spent.tokens:,} tokens, {spent.seconds:.0f} s of the model"
-            + (f", {spent.money:.4g} in the price table's currency" if spent.money else "")
+            + (f", {spent.money:.4g} USD" if spent.money else "")
         )
 
     def need_rows(self, data: Data) -> None:

@@ -107,6 +107,7 @@ class TextPrompted(Searching):
             cache=self.config.cache,
             ledger=self.config.ledger,
             concurrency=self.config.concurrency,
+            prices=self.config.prices,
         )
 
     @property

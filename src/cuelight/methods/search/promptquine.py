@@ -64,10 +64,6 @@ class SearchConfig(MethodConfig):
     survival: Literal["newborn", "elitist"] = Field(
         "newborn", description="Who competes for the next generation: children only, or parents too."
     )
-    halving: bool = Field(
-        False,
-        description="Score on half of the rows first, and on the rest only what reaches the population's worst.",
-    )
     threshold: float = Field(
         0.96, gt=0, description="TAPruning keeps a deletion whose score is this share of the best so far."
     )
@@ -89,6 +85,10 @@ class PromptQuineConfig(TextPromptConfig, SelectionConfig, SearchConfig):
     instruction: str = Field("", description="Text before the solved rows; it can be pruned too.")
     fitness_rows: int = Field(
         8, ge=1, description="Training rows a prompt is scored on, of every class; 100 in all for reasoning."
+    )
+    halving: bool = Field(
+        False,
+        description="Score on half of the rows first, and on the rest only what reaches the population's worst.",
     )
     fitness: Literal["auto", "reward", "accuracy", "task", "exact_match"] = Field(
         "auto", description="Score of the search: reward for classes, the task's figure otherwise."
