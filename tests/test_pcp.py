@@ -110,6 +110,7 @@ def test_pre_training_starts_anew_and_learns() -> None:
 
 def test_without_pre_training_it_is_prompt_based_fine_tuning(tmp_path: Path) -> None:
     shared = {"backbone": real("minimind2-26m"), "data": "film-reviews", "shots": 4, "max_test": 20, "steps": 4,
+              "max_validation": 8, "max_length": 40,
               "template": "{text} It was", "batch_size": 4, "weight_decay": 0.01, "warmup": 0.06}  # fmt: skip
     ours = cuelight.tune("pcp", pretraining_steps=0, **shared)  # type: ignore[arg-type]
     plain = cuelight.tune("cloze", **shared)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import cuelight
-from benchmarks.claims.grid import Options, listed, remembered, search, spread
+from benchmarks.claims.grid import Options, listed, remembered, search, shown, spread, verdict
 from benchmarks.common import data_file, write_result
 
 DRAWS = (13, 21, 42)
@@ -42,7 +42,7 @@ def learn(
     *,
     backbone: Any,
     unlabelled: bool = False,
-    max_test: int = 300,
+    max_test: int = 200,
     **options: Any,
 ) -> cuelight.Run:
     """``method`` on one draw of ``name``; its last state is kept, the held-out rows are looked at once."""
@@ -81,13 +81,18 @@ def table(
     metric: str = "accuracy",
     draws: Sequence[int] = DRAWS,
     search_draw: int = SEARCH_DRAW,
+    like: Mapping[str, str] | None = None,
 ) -> None:
-    """Measure every arm on every data set and draw; the result is written anew after every data set.
+    """Measure every arm on every data set and draw, first arms first; the result is written anew after every arm.
+
+    So a run that is stopped leaves what it has reached, beside the names of the arms it has not.
 
     Args:
         sets: for every data set its arms.
-        grids: options to choose from on the first data set; an arm without takes those of the first.
+        grids: options to choose from on the first data set; with one there is no choice.
+        like: arms that take the options of another; without, those of the first in ``grids``.
         measure: ``(arm, data set, draw, options)`` to figures; options are chosen by ``held_out``, ``metric`` is reported.
+        summary: a sentence for what there is; arms may be missing.
     """
     first = next(iter(sets))
 
@@ -95,17 +100,44 @@ def table(
         return remembered(folder, [data, arm, draw, options], lambda: measure(arm, data, draw, options))
 
     chosen, record = search(
-        grids, lambda arm, options: float(known(arm, first, search_draw, options)["held_out"])
+        {arm: grid for arm, grid in grids.items() if len(grid) > 1},
+        lambda arm, options: float(known(arm, first, search_draw, options)["held_out"]),
     )
-    results: dict[str, Any] = {}
-    for data, arms in sets.items():
-        entries: dict[str, Any] = {}
-        for arm in arms:
-            options = chosen.get(arm, next(iter(chosen.values())))
-            found = [known(arm, data, draw, options) for draw in draws]
-            more = {key: spread([f[key] for f in found]) for key in found[0] if key != metric}
-            entries[arm] = spread([f[metric] for f in found], options=options, **more)
-            print(data, listed({arm: entries[arm]}), flush=True)
-        results[data] = {"arms": entries}
-        result = {"methods": [name], "search": record, "draws": list(draws), "sets": results}
-        write_result("claims", name, f"benchmarks.claims.{name}", {**result, "summary": summary(results)})
+    chosen = {arm: chosen.get(arm, grid[0]) for arm, grid in grids.items()}
+    results: dict[str, Any] = {data: {"arms": {}} for data in sets}
+    left = [
+        (data, arms[k])
+        for k in range(max(map(len, sets.values())))
+        for data, arms in sets.items()
+        if k < len(arms)
+    ]
+    while left:
+        data, arm = left.pop(0)
+        options = chosen[(like or {}).get(arm, arm if arm in chosen else next(iter(chosen)))]
+        found = [known(arm, data, draw, options) for draw in draws]
+        more = {key: spread([f[key] for f in found]) for key in found[0] if key != metric}
+        results[data]["arms"][arm] = spread([f[metric] for f in found], options=options, **more)
+        print(data, listed({arm: results[data]["arms"][arm]}), flush=True)
+        result = {
+            "methods": [name],
+            "search": record,
+            "draws": list(draws),
+            "sets": results,
+            "not measured": [f"{data}: {arm}" for data, arm in left],
+            "summary": summary(results) + (f"  Not measured: {len(left)} arms." if left else ""),
+        }
+        write_result("claims", name, f"benchmarks.claims.{name}", result)
+
+
+def compared(arms: Mapping[str, Any], one: str, relation: str, other: str) -> str:
+    """``one above other holds (80.1 and 79.0).``, or nothing when one of them was not measured."""
+    if one not in arms or other not in arms:
+        return ""
+    a, b = arms[one]["mean"], arms[other]["mean"]
+    holds = {"above": a > b, "at least": a >= b, "below": a < b}[relation]
+    return f"{one} {relation} {other} {verdict(holds)} ({shown(arms[one])} and {shown(arms[other])})."
+
+
+def joined(sentences: Sequence[str]) -> str:
+    """The sentences there are, in one line."""
+    return " ".join(sentence for sentence in sentences if sentence)

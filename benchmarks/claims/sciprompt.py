@@ -1,14 +1,14 @@
 """SciPrompt's claims: zero-shot, expanded and calibrated above names alone; with 5 rows a class, weights above no weights.
 
 Emerging NLP (21 topics of abstracts, the paper's own set) and SciCite (3 intents of citations), on minilm-mlm (a masked
-model of 23 M); three seeds, which draw the rows; accuracy on 210 and 200 test rows.
+model of 23 M); three seeds, which draw the rows and the texts that calibrate; accuracy on 150 test rows.
 
     python -m benchmarks.claims.sciprompt            # goes on where it was interrupted
 
 Terms come from the texts of the training split, labels unseen (2,000 at most; 64 of them calibrate): the candidates are
 found once a data set and given to every arm as a list, which filters them itself.  ``permuted`` has what the filter left,
 with every class's terms moved to the next class.  Zero-shot nothing learns; with 5 rows a class the model is tuned, 30
-steps of 8, at the better of two rates on the first data set's validation rows, which names alone choose for themselves.
+steps of 8 at 2e-4.  No option is searched for.
 """
 
 from __future__ import annotations
@@ -17,18 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import cuelight
-from benchmarks.claims.grid import (
-    SEARCH_SEED,
-    SEEDS,
-    arguments_of,
-    listed,
-    search,
-    shown,
-    spread,
-    tuned,
-    verdict,
-)
-from benchmarks.common import data_file, write_result
+from benchmarks.claims.draws import compared, figures, joined, table
+from benchmarks.claims.grid import SEEDS, Options, arguments_of, listed
+from benchmarks.common import data_file
 from cuelight.data.texts import read_texts
 from cuelight.tasks.terms import BiEncoder, from_texts, lines, parse_lines
 
@@ -38,32 +29,25 @@ SETS: dict[str, dict[str, Any]] = {
     "emerging_nlp": {
         "template": f"{FIELD}: {{mask}}. {{text}}",
         "wrapping": f"{FIELD} {{term}}",
-        "max_test": 210,
     },
     "scicite": {
         "template": "This sentence is about the {mask}. {text}",
         "wrapping": "{term}",
-        "max_test": 200,
     },
 }
-ZERO: dict[str, dict[str, Any]] = {
+ARMS: dict[str, Options] = {
     "sciprompt": {},
-    "equal weights": {"weights": "equal"},
     "names alone": {"expand": False},
-    "names alone, not calibrated": {"expand": False, "calibrate": "none"},
-    "soft": {"verbalizer": "soft"},
-    "no filter": {"filter": False},
+    "equal weights": {"weights": "equal"},
+    "permuted": {"filter": False, "terms": "permuted"},
     "not calibrated": {"calibrate": "none"},
-    "permuted": {"filter": False, "terms": "permuted"},
-}
-FEW: dict[str, dict[str, Any]] = {
-    "sciprompt": {},
-    "equal weights": {"weights": "equal"},
-    "names alone": {"expand": False},
+    "names alone, not calibrated": {"expand": False, "calibrate": "none"},
+    "no filter": {"filter": False},
     "soft": {"verbalizer": "soft"},
-    "permuted": {"filter": False, "terms": "permuted"},
 }
-RATES = [{"model_rate": rate} for rate in (5e-5, 2e-4)]
+PARTS = {"zero-shot": list(ARMS), "5-shot": list(ARMS)[:4]}
+TABLE = {f"{name}, {part}": arms for name in SETS for part, arms in PARTS.items()}
+RATES = {"sciprompt": [{"model_rate": 2e-4}]}
 
 
 def main() -> None:
@@ -71,53 +55,31 @@ def main() -> None:
     hosts = {name: cuelight.load_backbone(name) for name in ("minilm-mlm", "minilm-l6")}
     files = {name: term_files(given.folder, name) for name in SETS}
 
-    def run(arm: str, name: str, seed: int, options: dict[str, Any], few: bool) -> cuelight.Run:
-        own = {"terms": "candidates", **(FEW if few else ZERO)[arm]}
-        learning: dict[str, Any] = {"model": "frozen", "weights": "fixed"}
-        if few:
-            learning = {"steps": given.steps, "evaluate_every": given.steps, "keep": "last"}
-        return tuned(
-            f"{given.folder}/{'few' if few else 'zero'}",
+    def measure(arm: str, where: str, seed: int, options: Options) -> dict[str, Any]:
+        name, part = where.split(", ")
+        own = {"terms": "candidates", **ARMS[arm]}
+        learning: Options = {"model": "frozen", "weights": "fixed"}
+        if part == "5-shot":
+            learning = {"steps": given.steps, "evaluate_every": 10**6, "keep": "last", **options}
+        run = cuelight.tune(
             "sciprompt",
-            data_file(f"text/{name}.parquet"),
-            seed,
             backbone=hosts["minilm-mlm"],
+            data=data_file(f"text/{name}.parquet"),
+            seed=seed,
             shots=5,
             max_length=64,
             batch_size=8,
             unlabelled=data_file(f"text/{name}.parquet"),
             max_unlabelled=64,
-            max_validation=105,
+            max_validation=21,
+            max_test=150,
             sources=("file",),
             **{**SETS[name], **learning, **own, "terms": files[name][own["terms"]]},
-            **options,
         )
+        return figures(run)
 
-    def validate(arm: str, options: dict[str, Any]) -> float:
-        """Accuracy on validation rows, which training looked at after its last step alone."""
-        result = run(arm, "emerging_nlp", SEARCH_SEED, options, few=True)
-        assert result.training is not None
-        return float(result.training.best["accuracy"])
-
-    chosen, record = search(dict.fromkeys(("sciprompt", "names alone"), RATES), validate)
-    sets: dict[str, Any] = {}
-    for name in given.only.split(",") if given.only else SETS:
-        parts: dict[str, Any] = {}
-        for part, arms in (("zero-shot", ZERO), ("5-shot", FEW)):
-            parts[part] = {}
-            for arm in arms:
-                few = part == "5-shot"
-                options = chosen.get(arm, chosen["sciprompt"]) if few else {}
-                runs = [run(arm, name, seed, options, few) for seed in SEEDS]
-                balanced = spread([r.metrics["macro_f1"] for r in runs])
-                parts[part][arm] = spread(
-                    [r.metrics["accuracy"] for r in runs], options=options, macro_f1=balanced
-                )
-                print(name, part, arm, parts[part][arm], flush=True)
-        sets[name] = {"arms": parts, "terms": counts(files[name]["kept"], name)}
-    if not given.only:
-        result = {"methods": ["sciprompt"], "search": record, "sets": sets, "summary": summary(sets)}
-        write_result("claims", "sciprompt", "benchmarks.claims.sciprompt", result)
+    print({name: counts(files[name]["kept"], name) for name in SETS}, flush=True)
+    table("sciprompt", given.folder, TABLE, RATES, measure, summary, draws=SEEDS)
 
 
 def classes_of(name: str) -> list[str]:
@@ -150,28 +112,26 @@ def summary(sets: dict[str, Any]) -> str:
     """What the figures say, from the figures alone."""
     sentences = []
     for name, entry in sets.items():
-        zero, few, terms = entry["arms"]["zero-shot"], entry["arms"]["5-shot"], entry["terms"]
-        sentences.append(
-            f"{name} (accuracy, %; {terms['all']} terms, {terms['fewest']} to {terms['most']} a class).  Zero-shot: "
-            f"{listed(zero)}.  5-shot: {listed(few)}."
-        )
-        for part, arms in entry["arms"].items():
-            sentences.append(f"Macro-F1 {part}: {listed({arm: e['macro_f1'] for arm, e in arms.items()})}.")
-        full = zero["sciprompt"]["mean"]
-        plain = max(zero[arm]["mean"] for arm in ("names alone", "names alone, not calibrated"))
-        worse = {arm: zero[arm]["mean"] < full for arm in ("permuted", "no filter", "not calibrated")}
-        sentences.append(
-            f"Zero-shot, expanded and calibrated above names alone, calibrated or not, {verdict(full > plain)}; "
-            + "; ".join(f"{arm} is worse {verdict(holds)}" for arm, holds in worse.items())
-            + "."
-        )
-        means = [few[arm]["mean"] for arm in ("sciprompt", "equal weights", "names alone")]
-        sentences.append(
-            f"5-shot, weighted at least equal weights {verdict(means[0] >= means[1])} ({shown(few['sciprompt'])} and "
-            f"{shown(few['equal weights'])}), equal weights at least names alone {verdict(means[1] >= means[2])}; "
-            f"permuted is worse {verdict(few['permuted']['mean'] < means[0])}."
-        )
-    return " ".join(sentences)
+        arms = entry["arms"]
+        if not arms:
+            continue
+        sentences.append(f"{name} (accuracy, %): {listed(arms)}.")
+        if name.endswith("zero-shot"):
+            sentences += [
+                compared(arms, "sciprompt", "above", arm)
+                for arm in ("names alone", "names alone, not calibrated")
+            ]
+            sentences += [
+                compared(arms, arm, "below", "sciprompt")
+                for arm in ("permuted", "no filter", "not calibrated")
+            ]
+        else:
+            sentences += [
+                compared(arms, "sciprompt", "at least", "equal weights"),
+                compared(arms, "equal weights", "at least", "names alone"),
+                compared(arms, "permuted", "below", "sciprompt"),
+            ]
+    return joined(sentences)
 
 
 if __name__ == "__main__":

@@ -34,11 +34,11 @@ from cuelight.tasks.verbalizers import (
 )
 from cuelight.training import ParamGroup, Stage
 
-__all__ = ["Cloze", "ClozeConfig", "label_rows"]
+__all__ = ["UNLABELLED", "Cloze", "ClozeConfig", "label_rows"]
 
 _NOTHING = ("N/A", "")
 """Texts without content, for contextual calibration (Zhao et al. 2021)."""
-_UNLABELLED = 200
+UNLABELLED = 200
 """Most texts that calibration by the data looks at."""
 
 
@@ -64,6 +64,13 @@ class ClozeConfig(MethodConfig):
         "average over the training texts (labels unused).",
     )
     domain_text: str = Field("", description="The text for --calibrate domain.")
+    drop: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="With --calibrate data: drop label words with a token in this share of the vocabulary, the least "
+        "likely; the first word of a class stays.",
+    )
     model_rate: float | None = Field(
         None, gt=0, description="Rate of the model's weights (default 1e-4 seq2seq, 2e-5 else)."
     )
@@ -189,7 +196,9 @@ class Cloze(Method):
     def prior(self, data: Data) -> Tensor:
         """Word scores ``[words]`` regardless of the text, of the model as it came."""
         if self.config.calibrate == "data":
-            items = data.train[:_UNLABELLED]
+            items = data.train[:UNLABELLED]
+            if self.config.drop:
+                self.drop_rare(self.common(items))
         else:
             texts = _NOTHING if self.config.calibrate == "contextual" else (self.config.domain_text,)
             items = self.items(texts)
@@ -200,6 +209,24 @@ class Cloze(Method):
         found = torch.cat(parts)
         # Zhao et al. average what the words' probabilities are, Hu et al. the scores themselves.
         return found.mean(0) if self.config.calibrate == "data" else found.softmax(-1).mean(0).log()
+
+    @torch.no_grad()
+    def common(self, items: Sequence[Item]) -> Tensor:
+        """Mean scores ``[vocabulary]`` at the slot over (at most 200) texts, of the model as it came."""
+        items = items[:UNLABELLED]
+        size = self.backbone.model.get_output_embeddings().weight.shape[0]
+        total = torch.zeros(size, device=self.backbone.device)
+        for k in range(0, len(items), 16):
+            batch = self.task.collate(items[k : k + 16]).to(self.backbone.device)
+            total += slot(self.backbone, batch, self.condition(batch), range(size))[1].float().sum(0)
+        return total / len(items)
+
+    def drop_rare(self, common: Tensor) -> None:
+        """Leave out label words with a token in the share ``drop`` of the vocabulary that is least common."""
+        assert isinstance(self.verbalizer, ManualVerbalizer)
+        rare = common < common.quantile(self.config.drop)
+        unused = [bool(rare[torch.tensor(ids, device=rare.device)].any()) for ids in self.words]
+        self.verbalizer.drop(torch.tensor(unused))
 
     def items(self, texts: Sequence[str]) -> list[Item]:
         """Texts in the template, without answers."""

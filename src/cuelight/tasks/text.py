@@ -535,12 +535,14 @@ class TextTask:
         if not rendered:
             return []
         if not self._soft:
-            return list(self.tokenizer(rendered, add_special_tokens=not self.config.chat).input_ids)
+            found = self.tokenizer(rendered, add_special_tokens=not self.config.chat, verbose=False)
+            return list(found.input_ids)
         parted = [split_marks(text) for text in rendered]
         found = self.tokenizer(
             [text for text, _ in parted],
             add_special_tokens=not self.config.chat,
             return_offsets_mapping=True,
+            verbose=False,  # too long ones are cut below, and said
         )
         rows = zip(found.input_ids, found.offset_mapping, [spans for _, spans in parted], strict=True)
         return [self._with_slots(ids, places, spans) for ids, places, spans in rows]

@@ -49,6 +49,12 @@ class LiSTConfig(ClozeConfig):
     model: Literal["adapters", "tuned"] = Field(  # type: ignore[assignment]
         "adapters", description="What learns: adapters and the head, or all weights."
     )
+    verbalizer: Literal["manual", "weighted", "soft"] = Field(  # type: ignore[assignment]
+        "manual", description="From the slot to classes: words; words with learned weights; a vector a class."
+    )
+    model_rate: float | None = Field(
+        None, gt=0, description="Rate of what learns in the model (default 1e-3 adapters, 2e-5 all weights)."
+    )
     unlabelled: str | None = Field(
         None, description="Data with the texts to label (its training split); needed unless --rounds is 0."
     )

@@ -35,11 +35,10 @@ from torch import Tensor, nn
 from cuelight.backbones.backbone import Backbone
 from cuelight.data.texts import read_texts
 from cuelight.methods.base import Card, Data, MethodConfig
-from cuelight.methods.cloze import Cloze, ClozeConfig, label_rows
-from cuelight.prompts.conditioning import slot
+from cuelight.methods.cloze import UNLABELLED, Cloze, ClozeConfig, label_rows
 from cuelight.tasks import terms as sources
 from cuelight.tasks.terms import CrossEncoder, Term, bi_encoder
-from cuelight.tasks.text import Item, TextTask
+from cuelight.tasks.text import TextTask
 from cuelight.tasks.verbalizers import (
     ManualVerbalizer,
     SoftVerbalizer,
@@ -48,8 +47,6 @@ from cuelight.tasks.verbalizers import (
     word_scores,
 )
 from cuelight.training import ParamGroup
-
-_CALIBRATION_TEXTS = 200
 
 
 class SciPromptConfig(ClozeConfig):
@@ -204,7 +201,7 @@ class SciPrompt(Cloze):
                 most=self.config.max_unlabelled,
                 seed=seed,
             )
-            data = Data(self.task.encode(rows[:_CALIBRATION_TEXTS], answers=False), [], rows)
+            data = Data(self.task.encode(rows[:UNLABELLED], answers=False), [], rows)
         if self.config.expand:
             self.take(self.find([f"{row['text']} {row.get('text_b') or ''}" for row in data.rows]))
         if isinstance(self.verbalizer, ManualVerbalizer) or self.config.calibrate != "data":
@@ -249,21 +246,9 @@ class SciPrompt(Cloze):
         """Term scores ``[words]`` regardless of the text; over unlabelled texts it also drops terms rarely said."""
         if self.config.calibrate != "data":
             return super().prior(data)
-        common = self.common(data.train[:_CALIBRATION_TEXTS])
-        rare = common < common.quantile(self.config.drop)
-        unused = [bool(rare[torch.tensor(ids, device=rare.device)].any()) for ids in self.words]
-        assert isinstance(self.verbalizer, ManualVerbalizer)
-        self.verbalizer.drop(torch.tensor(unused))
+        common = self.common(data.train)
+        self.drop_rare(common)
         return word_scores(common[pieces_of(self.words)], self.words, self.config.word_score)
-
-    def common(self, items: Sequence[Item]) -> Tensor:
-        """Mean scores ``[vocabulary]`` at the slot over texts, of the model as it came."""
-        size = self.backbone.model.get_output_embeddings().weight.shape[0]
-        total = torch.zeros(size, device=self.backbone.device)
-        for k in range(0, len(items), 16):
-            batch = self.task.collate(items[k : k + 16]).to(self.backbone.device)
-            total += slot(self.backbone, batch, self.condition(batch), range(size))[1].float().sum(0)
-        return total / len(items)
 
     # ---- in an artifact --------------------------------------------------------------------------------
 
