@@ -49,7 +49,7 @@ class LiSTConfig(ClozeConfig):
     model: Literal["adapters", "tuned"] = Field(  # type: ignore[assignment]
         "adapters", description="What learns: adapters and the head, or all weights."
     )
-    verbalizer: Literal["manual", "weighted", "soft"] = Field(  # type: ignore[assignment]
+    verbalizer: Literal["manual", "weighted", "soft"] = Field(
         "manual", description="From the slot to classes: words; words with learned weights; a vector a class."
     )
     model_rate: float | None = Field(
