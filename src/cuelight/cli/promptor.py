@@ -15,7 +15,14 @@ from filelock import FileLock, Timeout
 from cuelight.cli.common import device_options, say
 from cuelight.cli.lm_options import budget_options, connected, lm_option, report
 from cuelight.cli.options import HeadedCommand, HeadedOption, Setting, given, settings
-from cuelight.conversation.state import SLOTS, PromptorConfig, best_version, load_cases, shown_values
+from cuelight.conversation.state import (
+    SLOTS,
+    PromptorConfig,
+    best_version,
+    load_cases,
+    no_examples,
+    shown_values,
+)
 from cuelight.errors import ConfigError, CuelightError
 
 if TYPE_CHECKING:
@@ -203,9 +210,9 @@ class _Chat:
             action()
 
     def _heard(self) -> str:
-        """What the designer types; examples are several lines, ended by an empty one."""
+        """What the designer types; examples are lines, ended by an empty one."""
         line = input("> ").strip()
-        if self.agent.turn.kind != "examples" or line.startswith("/") or "=>" not in line:
+        if self.agent.turn.kind != "examples" or not line or line.startswith("/") or no_examples(line):
             return line
         lines = [line]
         while more := input("> ").strip():
@@ -266,6 +273,8 @@ class _Chat:
         for line in state.dialogue[self.told :]:
             if line.who == "promptor":
                 self.console.print(f"[yellow]●[/] {_plain(line.text)}")
+        if self.told < len(state.dialogue) and state.phase == "examples":
+            self.console.print("  [dim]An empty line ends them; /file FILE reads a table.[/]")
         self.told = len(state.dialogue)
 
     def _brief(self) -> None:

@@ -28,7 +28,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -48,19 +48,19 @@ from cuelight.conversation.state import (
     best_version,
     check_fields,
     divide,
+    left_open,
     load_state,
     make_case,
+    no_examples,
     read_cases,
     shown_values,
     transcript,
 )
 from cuelight.conversation.writer import Writer, answers_of, count, own_line, own_prompt, uncovered, usable
 from cuelight.errors import ConfigError, DataError
+from cuelight.lm import LM, connect
 from cuelight.tasks.answers import answer_scores
 from cuelight.tasks.parts import fill
-
-if TYPE_CHECKING:
-    from cuelight.lm import LM
 
 __all__ = ["Promptor", "promptor"]
 
@@ -69,7 +69,6 @@ _VAGUE = re.compile(
     r"\W*|(i )?(do ?n.?t|do not) (really )?know|not sure|no idea|idk|dunno|whatever|anything|suggest(ions?)?|help",
     re.IGNORECASE,
 )
-_OPEN = re.compile(r"skip|pass|none|no|nothing|n/?a|-", re.IGNORECASE)
 _ACCEPT = re.compile(r"accept(ed)?|ok(ay)?|yes|y|good|fine|done|perfect|great", re.IGNORECASE)
 _AGAIN = re.compile(r"again|go on|continue|next|refine|improve|", re.IGNORECASE)
 _USE = re.compile(r"use\s+(?:version\s+)?(\d+)", re.IGNORECASE)
@@ -83,8 +82,8 @@ class Promptor:
     interrupt).  An error of a model leaves the state as it was before the step, so `run` tries again.
 
     Args:
-        lm: the agent model, which suggests, writes and criticises.
-        target: the model the prompt is for; the agent model by default.
+        lm: the agent model, which suggests, writes and criticises: an `LM`, or what `cuelight.lm.connect` takes.
+        target: the model the prompt is for, likewise; the agent model by default.
         output: folder for the state, the transcript and the best prompt so far; a conversation found there goes on.
         on_step: is told in a few words what is being done.
         options: fields of `PromptorConfig`.
@@ -96,14 +95,16 @@ class Promptor:
 
     def __init__(
         self,
-        lm: LM,
-        target: LM | None = None,
+        lm: Any,
+        target: Any = None,
         *,
         output: str | Path | None = None,
         on_step: Callable[[str], None] | None = None,
         **options: Any,
     ) -> None:
-        self.lm, self.target, self.writer = lm, target or lm, Writer(lm)
+        self.lm: LM = connect(lm)
+        self.target: LM = self.lm if target is None else connect(target, meter=self.lm.meter)
+        self.writer = Writer(self.lm)
         self.folder = None if output is None else Path(output)
         self.on_step = on_step or (lambda text: None)
         found = load_state(self.folder / STATE) if self.folder else None
@@ -315,7 +316,7 @@ class Promptor:
         self._hear(state, answer)
         if answer.isdecimal() and 1 <= int(answer) <= len(state.options):
             answer = state.options[int(answer) - 1]
-        vague, left = _VAGUE.fullmatch(answer), _OPEN.fullmatch(answer)
+        vague, left = _VAGUE.fullmatch(answer), left_open(answer)
         if (vague and not state.options) or ((vague or left) and state.slot == "goals"):
             # offered once; a goal there must be
             state.options = state.options or self.writer.suggestions(state)
@@ -347,7 +348,7 @@ class Promptor:
     # ---- examples --------------------------------------------------------------------------------------
 
     def _examples(self, state: State, answer: str) -> None:
-        if _OPEN.fullmatch(answer.strip()) or not answer.strip():
+        if no_examples(answer):
             self._hear(state, answer.strip() or "none")
             state.phase = "draft"
             return
@@ -715,20 +716,15 @@ def promptor(
 
     Args:
         answers: what `Answers` takes, or a `Designer`.
-        lm: the agent model, and ``target`` the model the prompt is for (the same by default): an `LM`, or what
-            `cuelight.lm.connect` takes.
+        lm, target: the agent model, and the model the prompt is for (the same by default); as for `Promptor`.
         output: folder for the state, the transcript and the best prompt; a conversation found there goes on.
         options: fields of `PromptorConfig`.
 
     Returns:
         The finished conversation: ``.prompt``, ``.best``, ``.predict(rows)``, ``.evaluate(cases)``, ``.state``.
     """
-    from cuelight.lm import connect
-
     designer: Designer = answers if callable(answers) else Answers(answers)
-    writer = connect(lm)
-    reader = None if target is None else connect(target, meter=writer.meter)
-    agent = Promptor(writer, reader, output=output, on_step=on_step, **options)
+    agent = Promptor(lm, target, output=output, on_step=on_step, **options)
     turn = agent.run()
     while turn.kind != "done":
         turn = agent.reply(designer(turn, agent))

@@ -25,9 +25,11 @@ __all__ = [
     "best_version",
     "check_fields",
     "divide",
+    "left_open",
     "load_cases",
     "load_state",
     "make_case",
+    "no_examples",
     "read_cases",
     "shown_values",
     "transcript",
@@ -266,6 +268,19 @@ def best_version(state: State) -> int | None:
         return (round(score, 9), version.remarks, -len(version.text), -number)
 
     return max(range(len(state.versions)), key=rank, default=None)
+
+
+_OPEN = re.compile(r"skip|pass|none|no|nothing|n/?a|-", re.IGNORECASE)
+
+
+def left_open(answer: str) -> bool:
+    """Whether an answer says that a slot stays open."""
+    return _OPEN.fullmatch(answer.strip()) is not None
+
+
+def no_examples(answer: str) -> bool:
+    """Whether an answer says that there are no examples."""
+    return not answer.strip() or left_open(answer)
 
 
 # ---- examples ----------------------------------------------------------------------------------------------------
