@@ -108,6 +108,34 @@ def test_a_conversation_in_a_terminal_that_is_interrupted_and_goes_on_from_a_fil
     assert json.loads((where / "promptor.json").read_text())["phase"] == "done"
 
 
+def test_an_interrupt_while_a_model_works_stops_at_once_and_loses_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "brief.json"
+    file.write_text(json.dumps({"goals": "Name the colour", "examples": [{"text": "sky", "wanted": "blue"}]}))
+    words = [
+        "-m",
+        "cuelight.cli.main",
+        "promptor",
+        "--lm",
+        "minimind2-26m",
+        "--no-cache",
+        "--writing-tokens",
+        "2000",
+    ]
+    words += ["--output", str(tmp_path / "talk"), "--answers", str(file)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    talk = pexpect.spawn(sys.executable, words, env=environment, encoding="utf-8", timeout=60)
+    talk.expect("Give examples")
+    time.sleep(0.5)
+    began = time.monotonic()
+    talk.sendintr()
+    talk.expect("run the same command again")
+    talk.expect(pexpect.EOF)
+    talk.close()
+    assert talk.exitstatus == 130
+    assert time.monotonic() - began < 5
+    assert json.loads((tmp_path / "talk" / "promptor.json").read_text())["phase"] == "draft"
+
+
 def test_a_small_model_that_follows_instructions_poorly_gets_to_the_end(tmp_path: Path) -> None:
     """smollm2-135m as both: the flow holds, versions are really tested, the figures can be had again from the files."""
     model = connect("smollm2-135m", cache=str(tmp_path / "cache"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -107,7 +108,13 @@ def root(ctx: click.Context) -> None:
 
 def main() -> None:
     """The ``cuelight`` script."""
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    if code == INTERRUPTED and threading.active_count() > 1:
+        # A model may be computing in a thread that can not be stopped; nobody waits for its answer any more.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:

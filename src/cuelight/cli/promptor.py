@@ -151,6 +151,8 @@ def _web(agent: Promptor, host: str, port: int, show: bool) -> None:
     if show:
         click.launch(address)
     uvicorn.run(application(agent, hosts=hosts), host=host, port=port, log_level="warning")
+    if not agent.waiting:
+        raise KeyboardInterrupt("stopped while a model worked; the same command goes on")
 
 
 class _Chat:
