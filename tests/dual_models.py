@@ -1,9 +1,8 @@
-"""Small dual encoders for tests: random CLIPs, and the real towers of two built-in models, not aligned."""
+"""Dual encoders for tests: small random ones, CLIP ViT-B/16's shape, and the built-in one."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers as hf
@@ -51,12 +50,30 @@ def small_clip(**sizes: int) -> Backbone:
     return load_backbone(model, tokenizer=load_backbone("minilm-l6", progress=False).tokenizer, device="cpu")
 
 
+def small_siglip() -> Backbone:
+    """A SigLIP with random weights: texts padded to a fixed length, an attention pool in place of a class token."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
+    text = {"vocab_size": 30522, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": START}
+    config = hf.SiglipConfig(
+        text_config=sizes | text | {"eos_token_id": END, "projection_size": 32},
+        vision_config=sizes | {"image_size": 32, "patch_size": 8},
+    )
+    tokenizer = load_backbone("minilm-l6", progress=False).tokenizer
+    return load_backbone(hf.SiglipModel(config), tokenizer=tokenizer, device="cpu")
+
+
 def unaligned_dual() -> Backbone:
     """DINOv2-small and MiniLM with random projections: real towers whose spaces do not meet, for identities."""
     text, vision = (load_backbone(name, progress=False) for name in ("minilm-l6", "dinov2-small"))
     torch.manual_seed(0)
     model: Any = hf.VisionTextDualEncoderModel(vision_model=vision.model, text_model=text.model)
     return load_backbone(model, tokenizer=text.tokenizer, device="cpu")
+
+
+def aligned_dual() -> Backbone:
+    """The built-in dual encoder: DINOv2-small and MiniLM in one space."""
+    return load_backbone("dino-minilm-clip", progress=False, device="cpu")
 
 
 def clip_b16(*, meta: bool = True) -> hf.CLIPModel:

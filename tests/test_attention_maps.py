@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.dual_models import saved_clip, small_clip, unaligned_dual
+from tests.dual_models import aligned_dual, saved_clip, small_clip
 
 from cuelight.artifact import Prompt
 from cuelight.attention import attention_maps
@@ -94,7 +94,7 @@ def test_attention_follows_the_picture(clip: Backbone) -> None:
 
 
 def test_dinov2_too(tmp_path: Path) -> None:
-    maps = attention_maps(made("ivlp", unaligned_dual(), size=56), picture())
+    maps = attention_maps(made("ivlp", aligned_dual(), size=56), picture())
     assert maps.prompts.shape[2:] == (4, 4) and maps.picture.shape == (56, 56, 3)
 
 

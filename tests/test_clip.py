@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.dual_models import saved_clip, small_clip, unaligned_dual
+from tests.dual_models import aligned_dual, saved_clip, small_clip, small_siglip
 
 import cuelight
 from cuelight import data
@@ -22,6 +22,7 @@ from cuelight.methods.base import get_method
 from cuelight.prompts.dual import encode_images, encode_text, plain_texts, template_context
 from cuelight.tasks import ImageConfig, make_task
 from cuelight.tasks.image import class_words
+from cuelight.training.loop import _clip_schedule
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def clip() -> Backbone:
 
 @pytest.fixture(scope="module")
 def towers() -> Backbone:
-    return unaligned_dual()
+    return aligned_dual()
 
 
 def picture(colour: str, seed: int) -> Image.Image:
@@ -254,12 +255,100 @@ def test_the_commands(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "broken.jpg" in error and error.count("\n") == 1
 
 
-def test_coop_learns_on_real_pictures_with_towers_that_do_not_meet(towers: Backbone) -> None:
-    """The towers are real, their spaces are not aligned: only that the loss falls is looked at."""
+def test_real_pictures_on_the_built_in_backbone(towers: Backbone) -> None:
     path = Path(os.environ.get("CUELIGHT_DATA", "")) / "vision" / "pacs.parquet"
     if not path.exists():
         pytest.skip("no shared data: set CUELIGHT_DATA to its folder")
-    splits = data.read(path, shots=2, max_test=7, max_validation=7)
-    run = cuelight.tune("coop", backbone=towers, data=splits, image_size=56, epochs=8, learning_rate=0.2)
-    losses = [entry["loss"] for entry in run.training.history]
-    assert losses[-1] < losses[0] and len(towers.memory) >= 28
+    splits = data.read(path, shots=8, max_test=70, max_validation=7)
+    blind = cuelight.tune("zero-shot-clip", backbone=towers, data=splits, templates="styles", image_size=56)
+    run = cuelight.tune("coop", backbone=towers, data=splits, image_size=56, context_length=4, epochs=15)
+    assert run.training.history[-1]["loss"] < run.training.history[0]["loss"]
+    assert len(towers.memory) >= 56 + 70
+    assert min(blind.metrics["accuracy"], run.metrics["accuracy"]) > 1 / 7
+
+
+def test_siglip(folder: Path) -> None:
+    backbone = small_siglip()
+    assert backbone.dual.width == 32 and backbone.dual.padded_to == 64
+    task = make_task(backbone, data.read(folder), ImageConfig())
+    for name in ("coop", "ivlp"):
+        kind = get_method(name)
+        options = {"init": "words"} if name == "coop" else {"layers": 2}
+        method = kind(backbone, task, kind.Config(**options))
+        assert method.tokens.ids.shape[1] == 64
+        method.loss(method.batch(task.encode(data.read(folder).train)[:4])).backward()
+        assert all(p.grad.abs().sum() > 0 for p in method.parameters())
+        if name == "coop":
+            assert torch.equal(method.class_features(), method.zero_shot())
+
+
+def test_features_are_float32_on_any_weights(folder: Path) -> None:
+    half = small_clip()
+    half.model.to(torch.bfloat16)
+    task = make_task(half, data.read(folder), ImageConfig())
+    items = task.encode(data.read(folder).train)[:4]
+    for name in ("coop", "cocoop", "vpt", "ivlp"):
+        kind = get_method(name)
+        method = kind(half, task, kind.Config(**({"layers": 2} if name == "ivlp" else {})))
+        loss = method.loss(method.batch(items))
+        loss.backward()
+        assert loss.dtype == torch.float32 and loss.isfinite()
+
+
+def test_the_familys_schedule() -> None:
+    """A first epoch at 1e-5, then a cosine that counts from there, by epochs."""
+    for epochs, last in ((10, 0.0955), (2, 1.0)):
+        factor = _clip_schedule(3, epochs, 0.002)
+        assert [factor(k) * 0.002 for k in range(3)] == pytest.approx([1e-5] * 3)
+        assert factor(3) == factor(5) == 1.0
+        assert factor(3 * epochs - 1) == pytest.approx(last, abs=0.005)
+
+
+def test_interrupted_and_run_again_ends_with_the_same_bits(
+    clip: Backbone, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = get_method("coop")
+    call = {"backbone": clip, "data": folder, "shots": 4, "epochs": 8, "batch_size": 5, "checkpoint_every": 1}
+    whole = cuelight.tune("coop", **call).prompt.method.context
+    loss, count = kind.loss, [0]
+
+    def stops(self: object, batch: object) -> torch.Tensor:
+        count[0] += 1
+        if count[0] == 10:
+            raise KeyboardInterrupt
+        return loss(self, batch)
+
+    monkeypatch.setattr(kind, "loss", stops)
+    with pytest.raises(KeyboardInterrupt):
+        cuelight.tune("coop", output=tmp_path / "run", **call)
+    monkeypatch.setattr(kind, "loss", loss)
+    again = cuelight.tune("coop", output=tmp_path / "run", **call).prompt.method.context
+    assert torch.equal(whole, again)
+
+
+def test_augmentation_sees_every_picture_anew(clip: Backbone, folder: Path) -> None:
+    seen: list[float] = []
+    kind = get_method("coop")
+    method = kind(clip, make_task(clip, data.read(folder), ImageConfig(augment="crop")), kind.Config())
+    items = method.task.encode(data.read(folder).train)[:4]
+    assert not method.caches
+    for _ in range(2):
+        batch = method.training_batch(items)
+        assert batch.pixels is not None
+        seen.append(float(batch.pixels.sum()))
+    assert seen[0] != seen[1]
+    run = cuelight.tune("coop", backbone=clip, data=folder, shots=2, epochs=2, augment="crop")
+    assert run.training.steps > 0
+
+
+def test_comparison_of_methods_that_read_pictures(clip: Backbone, folder: Path, tmp_path: Path) -> None:
+    found = cuelight.compare(
+        "zero-shot-clip,coop,image-linear-probe", backbone=clip, data=folder, shots=4, epochs=2, seeds=1,
+        output=tmp_path / "out",
+    )  # fmt: skip
+    assert [row["method"] for row in found.rows] == ["zero-shot-clip", "coop", "image-linear-probe"]
+    again = cuelight.compare(
+        "zero-shot-clip,coop,image-linear-probe", backbone=clip, data=folder, shots=4, epochs=2, seeds=1,
+        output=tmp_path / "out",
+    )  # fmt: skip
+    assert all(run["resumed"] for run in again.runs)

@@ -85,7 +85,8 @@ class Prompt:
             DataError: a text that is not a string, or empty; a picture that can not be read.
         """
         if isinstance(texts, str):
-            raise DataError("texts: is one string; give a list of strings")
+            what = "picture" if self.method.task.modality == "image" else "text"
+            raise DataError(f"{what}s: is one string; give a list")
         rows = [self.method.task.row(k, text) for k, text in enumerate(texts)]
         if not rows:
             return []

@@ -174,7 +174,7 @@ class Backbone:
         if pooled is None:  # a classifier, or a model without a pooler: its class token
             base = getattr(self.model, self.model.base_model_prefix, self.model)
             pooled = base(pixel_values=pixels).last_hidden_state[:, 0]
-        return pooled.flatten(1)
+        return pooled.flatten(1).float()
 
     @contextlib.contextmanager
     def scoring(self, rows: Tensor, columns: Tensor, vocabulary: Tensor | None = None) -> Iterator[None]:

@@ -7,7 +7,7 @@ texts and images in the joint space, its width, the pre-trained temperature, and
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ class Dual:
     """The two towers of a vision-language model.
 
     Features are what the model's own ``get_text_features`` and ``get_image_features`` give, so hooks on a tower
-    act on them.
+    act on them; they are float32 whatever the weights are.
 
     Attributes:
         model: the transformers model.
@@ -34,9 +34,9 @@ class Dual:
         padded_to: the length every text has to be padded to (SigLIP was trained so), None for the longest row.
     """
 
-    model: PreTrainedModel
-    text: Tower
-    vision: Tower
+    model: PreTrainedModel = field(repr=False)
+    text: Tower = field(repr=False)
+    vision: Tower = field(repr=False)
     width: int
     causal: bool
     padded_to: int | None
@@ -80,12 +80,14 @@ class Dual:
     def text_features(self, ids: Tensor, mask: Tensor, *, normalised: bool = True) -> Tensor:
         """Features ``[N, width]`` of tokenised texts ``[N, T]``; ids may hold slots while a prompt fills them."""
         given = {} if self.causal or self.padded_to else {"attention_mask": mask}
-        found = self.model.get_text_features(input_ids=ids, **given).pooler_output
+        found = self.model.get_text_features(input_ids=ids, **given).pooler_output.float()
         return normalize(found, dim=-1) if normalised else found
 
     def image_features(self, pixels: Tensor, *, normalised: bool = True) -> Tensor:
         """Features ``[N, width]`` of pictures ``[N, 3, H, W]``; positions are interpolated to another size."""
-        found = self.model.get_image_features(pixel_values=pixels, **self._positions(pixels)).pooler_output
+        found = self.model.get_image_features(
+            pixel_values=pixels, **self._positions(pixels)
+        ).pooler_output.float()
         return normalize(found, dim=-1) if normalised else found
 
     def token_features(self, pixels: Tensor, *, normalised: bool = True) -> Tensor:
@@ -99,7 +101,7 @@ class Dual:
         if isinstance(tower, CLIPVisionModel):  # the others normalise all tokens themselves
             states = tower.post_layernorm(states)
         projection = getattr(self.model, "visual_projection", nn.Identity())
-        features = projection(states)
+        features = projection(states).float()
         return normalize(features, dim=-1) if normalised else features
 
     def entering(self, tokens: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ def clip_schedule(epochs: float, batch_size: int) -> dict[str, Any]:
     """The training that CoOp and all its descendants share: SGD, one epoch at 1e-5, then the cosine.
 
     Momentum 0.9, weight decay 5e-4, no clipping, and the last step's tensors, not the best on the validation rows.
+    A short last batch is kept and weighs what it holds, where the published loader drops it.
     """
     return {
         "epochs": epochs,

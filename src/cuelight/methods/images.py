@@ -34,7 +34,7 @@ class ImageMethod(Method):
     def frozen_features(self, batch: ImageBatch) -> Tensor:
         """The frozen tower's features of the pictures, ``[B, d]``, those known already not computed again."""
         if batch.features is not None:
-            return batch.features.to(self.backbone.dtype)
+            return batch.features
         assert batch.pixels is not None
         found = self.backbone.image_features(batch.pixels)
         if not self.training:  # training pictures may be augmented
@@ -54,7 +54,7 @@ class ImageMethod(Method):
                 self.task.remember(item, feature)
 
     def prepare(self, data: Data, seed: int) -> None:
-        if self.caches:
+        if self.caches and self.groups():
             self.remember([*data.train, *data.validation])
 
     def batch(self, items: Sequence[ImageItem]) -> ImageBatch:
