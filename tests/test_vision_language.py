@@ -933,6 +933,32 @@ def test_learns_saves_and_answers(name: str, options: dict[str, Any], folder: Pa
     assert set(again.predict(pictures)) <= {"owl", "red square"}
 
 
+@pytest.mark.parametrize(("name", "event"), [("promptsrc", "_gather"), ("restore", "_strengthen")])
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(
+    name: str, event: str, folder: Path, tmp_path: Path
+) -> None:
+    """What happens at the ends of epochs is in the checkpoints."""
+    given: dict[str, Any] = {"backbone": random_clip(), "data": folder, "shots": 2, "epochs": 4}
+    whole = cuelight.tune(name, **given, output=tmp_path / "whole").prompt.method.kept()
+    kind = get_method(name)
+    usual, seen = getattr(kind, event), []
+
+    def torn(self: Any, epoch: int, epochs: int) -> None:
+        usual(self, epoch, epochs)
+        seen.append(epoch)
+        if seen == [1, 2, 3]:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kind, event, torn)
+        with pytest.raises(KeyboardInterrupt):
+            cuelight.tune(name, **given, checkpoint_every=1, output=tmp_path / "torn")
+        found = cuelight.tune(name, **given, checkpoint_every=1, output=tmp_path / "torn")
+    assert seen == [1, 2, 3, 3, 4]
+    for key, value in found.prompt.method.kept().items():
+        assert torch.equal(value, whole[key]), key
+
+
 def test_cosines_are_between_unit_vectors() -> None:
     for name in ("maple", "promptsrc", "coprompt", "restore"):
         method = made(name)
