@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,44 @@ def test_a_budget_of_tokens_is_reserved_at_its_worst(model: lm.LM, host: Backbon
     one.complete("x")
     with pytest.raises(lm.BudgetError, match="calls"):
         other.complete("y")
+
+
+def test_a_part_has_limits_of_its_own_within_those_of_the_whole(host: Backbone) -> None:
+    whole = lm.scripted(lambda r: "x", budget=lm.Budget(calls=5))
+    part = lm.connect(whole, budget=lm.Budget(calls=3))
+    part.complete(["a", "b", "c"])
+    with pytest.raises(lm.BudgetError, match="calls: 0 of 3 is left"):
+        part.complete("d")
+    assert (part.meter.spent.calls, whole.meter.spent.calls) == (3, 3)
+    other = whole.metered(lm.Budget(calls=9))
+    with pytest.raises(lm.BudgetError, match="calls: 0 of 5 is left"):
+        other.complete(["e", "f", "g"])
+    assert (other.meter.spent.calls, whole.meter.spent.calls) == (2, 5)
+    model = lm.connect(host, cache=False)
+    views = [model.metered(lm.Budget()) for _ in range(3)]
+    threads = [
+        threading.Thread(target=view.complete, args=([f"{k} and"] * 2,), kwargs={"max_tokens": 2})
+        for k, view in enumerate(views)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [view.meter.spent.calls for view in views] == [2, 2, 2] and model.meter.spent.calls == 6
+
+
+def test_a_call_that_is_given_up_stops(host: Backbone) -> None:
+    model = lm.connect(host, cache=False)
+
+    async def impatient() -> None:
+        async with asyncio.timeout(0.3):
+            await model.acomplete("Count: 1, 2, 3,", max_tokens=4000)
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(impatient())
+    began = time.monotonic()
+    assert model.complete("One, two,", max_tokens=1).text  # it need not wait for the other's end
+    assert time.monotonic() - began < 5
 
 
 def test_seconds_end_a_call_that_runs(host: Backbone) -> None:

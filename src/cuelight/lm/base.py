@@ -7,6 +7,7 @@ are there already, lets equal requests that are under way share one answer, and 
 from __future__ import annotations
 
 import asyncio
+import copy
 import hashlib
 import json
 from abc import ABC, abstractmethod
@@ -20,7 +21,7 @@ import numpy as np
 from cuelight.errors import CuelightError, nearest
 from cuelight.lm.ledger import Ledger
 from cuelight.lm.loop import awaited, wait_for
-from cuelight.lm.meter import Meter, Spent
+from cuelight.lm.meter import Budget, Meter, Spent
 from cuelight.lm.prices import Price
 from cuelight.lm.store import Store
 
@@ -157,11 +158,7 @@ class LM(ABC):
         self.price = price
         self._store, self._ledger = store, ledger
         self._flights: dict[str, asyncio.Future[Answer | None]] = {}
-        if price is None and self.meter.budget.money is not None:
-            raise LMError(
-                f"budget: money is limited and the price of {name} is not known; add it to the price table "
-                "('cuelight prices' shows where), or limit calls or tokens"
-            )
+        self._refuse_money()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, {self.meter.spent})"
@@ -321,7 +318,25 @@ class LM(ABC):
         ]
         return await awaited(self._fetch(requests))
 
+    def metered(self, budget: Budget) -> LM:
+        """The same model with the same cache and ledger, whose calls are counted and limited on their own too.
+
+        Raises:
+            LMError: money is limited and the model's price is not known.
+        """
+        made = copy.copy(self)
+        made.meter = Meter(budget, self.meter)
+        made._refuse_money()
+        return made
+
     # ---- what all backends share -------------------------------------------------------------------------
+
+    def _refuse_money(self) -> None:
+        if self.price is None and self.meter.budget.money is not None:
+            raise LMError(
+                f"budget: money is limited and the price of {self.name} is not known; add it to the price table "
+                "('cuelight prices' shows where), or limit calls or tokens"
+            )
 
     async def _completed(
         self, prompts: str | Sequence[str], options: Mapping[str, Any]
@@ -378,68 +393,62 @@ class LM(ABC):
         Equal requests are asked once, also when another caller has asked and waits.  Without a cache every request is
         asked.
         """
-        found: dict[int, tuple[Answer, bool]] = {}
         if self._store is None:
-            await self._ask(requests, range(len(requests)), [""] * len(requests), found)
-            return [found[k] for k in range(len(requests))]
+            answers = await self._ask(requests, [""] * len(requests))
+            return [(answer, False) for answer in answers]
         keys = [request.key(self.fingerprint) for request in requests]
-        stored = await asyncio.to_thread(self._store.get, list(dict.fromkeys(keys)))
-        places: dict[str, list[int]] = {}
+        places: dict[str, int] = {}
         for k, key in enumerate(keys):
-            places.setdefault(key, []).append(k)
-        for key, entry in stored.items():
-            answer = Answer(**{**entry, "scores": tuple(entry.get("scores", ()))})
-            self._note(requests[places[key][0]], answer, key, True)
-            found.update((k, (answer, True)) for k in places[key])
-        missing = [key for key in places if key not in stored]
+            places.setdefault(key, k)
+        found: dict[str, tuple[Answer, bool]] = {}
+        missing = list(places)
         while missing:
             others = {key: self._flights[key] for key in missing if key in self._flights}
             own = [key for key in missing if key not in others]
-            await self._ask(requests, [places[key][0] for key in own], own, found)
+            # Taken before the cache is asked: who comes after that must find either this or the answer.
+            flights = {key: asyncio.get_running_loop().create_future() for key in own}
+            self._flights |= flights
+            try:
+                stored = await asyncio.to_thread(self._store.get, own)
+                for key, entry in stored.items():
+                    answer = Answer(**{**entry, "scores": tuple(entry.get("scores", ()))})
+                    self._note(requests[places[key]], answer, key, True)
+                    found[key] = answer, True
+                asked = [key for key in own if key not in stored]
+                answers = await self._ask([requests[places[key]] for key in asked], asked)
+                found.update((key, (answer, False)) for key, answer in zip(asked, answers, strict=True))
+            finally:
+                for key, flight in flights.items():
+                    self._flights.pop(key, None)
+                    if not flight.done():
+                        flight.set_result(found[key][0] if key in found else None)
             missing = []
             for key, flight in others.items():
                 answer_ = await asyncio.shield(flight)
                 if answer_ is None:  # that caller gave up: ask ourselves
                     missing.append(key)
                 else:
-                    found[places[key][0]] = answer_, True
-        for same in places.values():
-            first, _ = found[same[0]]
-            found.update((k, (first, True)) for k in same[1:])
-        return [found[k] for k in range(len(requests))]
+                    found[key] = answer_, True
+        return [(found[key][0], found[key][1] or places[key] != k) for k, key in enumerate(keys)]
 
-    async def _ask(
-        self,
-        requests: Sequence[Request],
-        places: Sequence[int],
-        keys: Sequence[str],
-        found: dict[int, tuple[Answer, bool]],
-    ) -> None:
-        """Have the backend answer the requests at ``places``, whose keys are ``keys``."""
-        if not places:
-            return
-        flights: dict[str, asyncio.Future[Answer | None]] = {}
-        if self._store is not None:
-            flights = {key: asyncio.get_running_loop().create_future() for key in keys}
-            self._flights |= flights
+    async def _ask(self, requests: Sequence[Request], keys: Sequence[str]) -> list[Answer]:
+        """Have the backend answer; every answer is remembered, and told to who waits for it, as it comes."""
+        found: dict[int, Answer] = {}
 
         def deliver(answers: Sequence[tuple[int, Answer]]) -> None:
             if self._store is not None:
                 self._store.put((keys[k], asdict(answer)) for k, answer in answers)
             for k, answer in answers:
-                self._note(requests[places[k]], answer, keys[k], False)
-                found[places[k]] = answer, False
-                if keys[k] in flights:
-                    flights[keys[k]].set_result(answer)
+                self._note(requests[k], answer, keys[k], False)
+                found[k] = answer
+                flight = self._flights.get(keys[k])
+                if flight is not None and not flight.done():
+                    flight.set_result(answer)
 
-        try:
+        if requests:
             with self.meter.running():
-                await self._answer([requests[k] for k in places], deliver)
-        finally:
-            for key, flight in flights.items():
-                self._flights.pop(key, None)
-                if not flight.done():
-                    flight.set_result(None)
+                await self._answer(requests, deliver)
+        return [found[k] for k in range(len(requests))]
 
     def _note(self, request: Request, answer: Answer, key: str, cached: bool) -> None:
         """A line in the ledger."""

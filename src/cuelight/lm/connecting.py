@@ -36,7 +36,8 @@ def connect(
 
     Args:
         spec: a built-in name (``cuelight backbones``), folder, hub id, loaded `Backbone` or transformers model; or
-            ``URL#model``, an OpenAI-compatible server and a model of it; or an `LM`, which is returned as it is.
+            ``URL#model``, an OpenAI-compatible server and a model of it; or an `LM`, which keeps its cache, ledger and
+            meter (with a ``budget``, that holds as well: `LM.metered`).
         budget: hard limits; or ``meter``, a meter that other models share.
         cache: whether answers are kept on disk and reused; a folder keeps them there.
         ledger: a file that gets a line of JSON for each call.
@@ -51,10 +52,10 @@ def connect(
     Raises:
         LMError, BackboneError, ConfigError: no such model, a wrong option, or money is limited and its price unknown.
     """
-    if isinstance(spec, LM):
-        return spec
     if budget is not None and meter is not None:
         raise LMError("budget: give a budget or a meter that has one, not both")
+    if isinstance(spec, LM):
+        return spec if budget is None else spec.metered(budget)
     store = None if cache is False else Store(None if cache is True else cache)
     shared: dict[str, Any] = {
         "meter": meter or Meter(budget),

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -135,12 +134,12 @@ def written(
     texts: Sequence[Sequence[int]],
     condition: Condition,
     rows: Sequence[Row],
-    until: float | None = None,
+    wanted: Callable[[], bool],
 ) -> bool:
-    """Let ``rows`` be written, each behind its text; whether that was done by the time ``until`` (monotonic)."""
+    """Let ``rows`` be written, each behind its text; false when they were not ``wanted`` any more before the end."""
     batch = _batch(backbone, texts)
     if backbone.kind == "seq2seq":
-        return _written_by_decoder(backbone, batch, rows, until)
+        return _written_by_decoder(backbone, batch, rows, wanted)
     ends = set(end_ids(backbone))
     logits, cache, seen = begin(backbone, batch, condition, extra=max(row.request.max_tokens for row in rows))
     going = list(rows)
@@ -151,7 +150,7 @@ def written(
         places = [k for k, more in enumerate(on) if more]
         if not places:
             return True
-        if until is not None and time.monotonic() > until:
+        if not wanted():
             return False
         if len(places) < len(going):
             going, seen = [going[k] for k in places], seen[places]
@@ -168,10 +167,10 @@ def written(
 
 
 def _written_by_decoder(
-    backbone: Backbone, batch: TextBatch, rows: Sequence[Row], until: float | None
+    backbone: Backbone, batch: TextBatch, rows: Sequence[Row], wanted: Callable[[], bool]
 ) -> bool:
     """The same for an encoder-decoder; the loop is transformers' own."""
-    ends, late = set(end_ids(backbone)), False
+    ends, given_up = set(end_ids(backbone)), False
     going = dict(enumerate(rows))
 
     class Choose(LogitsProcessor):
@@ -184,9 +183,9 @@ def _written_by_decoder(
 
     class Done(StoppingCriteria):
         def __call__(self, ids: Tensor, _: Any, **__: Any) -> Tensor:
-            nonlocal late
-            late = bool(going) and until is not None and time.monotonic() > until
-            return torch.tensor([late or k not in going for k in range(len(ids))], device=ids.device)
+            nonlocal given_up
+            given_up = bool(going) and not wanted()
+            return torch.tensor([given_up or k not in going for k in range(len(ids))], device=ids.device)
 
     generate(
         backbone,
@@ -196,7 +195,7 @@ def _written_by_decoder(
         logits_processor=LogitsProcessorList([Choose()]),
         stopping_criteria=StoppingCriteriaList([Done()]),
     )
-    return not late
+    return not given_up
 
 
 def _chosen(rows: Sequence[Row], logits: Tensor) -> list[int]:

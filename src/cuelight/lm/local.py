@@ -30,6 +30,8 @@ __all__ = ["LocalLM"]
 
 _LOCKS: weakref.WeakKeyDictionary[Any, threading.Lock] = weakref.WeakKeyDictionary()
 """One for each loaded model: it may run for several callers, but not at the same time."""
+_TOKENS_AT_ONCE = 2**15
+"""Tokens a batch may have, padding included: long prompts make smaller batches."""
 _ANCHORS = (".", "x", "1", "\n", "\u2014")
 
 
@@ -117,6 +119,12 @@ class LocalLM(LM):
         self._worker: asyncio.Task[None] | None = None
         self._ending = lru_cache(maxsize=65536)(self._ending_ids)
 
+    def __copy__(self) -> LocalLM:
+        """Another caller's view of the model, with callers of its own."""
+        made = object.__new__(type(self))
+        made.__dict__ |= self.__dict__ | {"_jobs": [], "_worker": None}
+        return made
+
     @property
     def can_score(self) -> bool:
         return True
@@ -188,11 +196,22 @@ class LocalLM(LM):
             for group in groups:
                 places = sorted(group.rows, key=lambda r: (len(ids[r]), r))
                 items = [_Item(*rows[r], group.length) for r in places]
-                whole = len(items) if len(items) * 2 >= self.batch_size else 0
-                batches += [items[k : k + self.batch_size] for k in range(0, whole, self.batch_size)]
-                mixed += items[whole:]
+                if len(items) * 2 >= self.batch_size:
+                    batches += self._cut(items)
+                else:
+                    mixed += items
             mixed.sort(key=lambda item: len(item.ids) - item.shared)
-            batches += [mixed[k : k + self.batch_size] for k in range(0, len(mixed), self.batch_size)]
+            batches += self._cut(mixed)
+        return batches
+
+    def _cut(self, items: Sequence[_Item]) -> list[list[_Item]]:
+        """Batches of ``items``, which come in order of length."""
+        batches: list[list[_Item]] = []
+        for item in items:
+            full = not batches or len(batches[-1]) == self.batch_size
+            if full or (len(batches[-1]) + 1) * len(item.ids) > _TOKENS_AT_ONCE:
+                batches.append([])
+            batches[-1].append(item)
         return batches
 
     async def _run(self, batch: Sequence[_Item]) -> bool:
@@ -274,7 +293,13 @@ class LocalLM(LM):
     def _read(self, items: Sequence[_Item], seconds: float | None) -> list[Answer]:
         """Answer ``items`` in one batch, which all are scored or all are written to."""
         began = time.perf_counter()
-        until = None if seconds is None else time.monotonic() + seconds
+
+        def late() -> bool:
+            return seconds is not None and time.perf_counter() - began > seconds
+
+        def wanted() -> bool:
+            return not late() and any(item.place in item.job.open for item in items)
+
         with self._lock:
             conditions = [self.prefixes.condition(item.ids[: item.shared]) for item in items]
             one = all(condition is conditions[0] for condition in conditions)
@@ -288,8 +313,8 @@ class LocalLM(LM):
                 ]
             else:
                 rows = [Row.of(item.request, item.ids) for item in items]
-                if not written(self.backbone, texts, condition, rows, until):
-                    raise self.meter.error("seconds")
+                if not written(self.backbone, texts, condition, rows, wanted):
+                    raise self.meter.error("seconds") if late() else LMError("call: was given up")
                 answers = [
                     Answer(*row.text(self.backbone), (), len(item.ids), len(row.said))
                     for row, item in zip(rows, items, strict=True)

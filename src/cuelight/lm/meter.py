@@ -11,7 +11,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 
 from cuelight.errors import ConfigError, CuelightError
@@ -80,11 +80,12 @@ class Spent:
 class Meter:
     """Counts what calls cost, and lets none start that could break the budget.
 
-    One meter may serve several models (a target and a writer): then the budget is of both together.
+    One meter may serve several models (a target and a writer): then the budget is of both together.  A meter with a
+    ``parent`` counts a part of what that one counts, and keeps to both budgets.
     """
 
-    def __init__(self, budget: Budget | None = None) -> None:
-        self.budget = budget or Budget()
+    def __init__(self, budget: Budget | None = None, parent: Meter | None = None) -> None:
+        self.budget, self.parent = budget or Budget(), parent
         self._lock = threading.Lock()
         self._settled, self._held = Spent(), Spent()
         self._running, self._since = 0, 0.0
@@ -110,21 +111,22 @@ class Meter:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Inside, the seconds count (once, however many calls run)."""
-        with self._lock:
-            if not self._running:
-                self._since = time.monotonic()
-            self._running += 1
-        try:
-            yield
-        finally:
+        with self.parent.running() if self.parent else nullcontext():
             with self._lock:
-                seconds = self._seconds()
-                self._running -= 1
                 if not self._running:
-                    self._settled = replace(self._settled, seconds=seconds)
+                    self._since = time.monotonic()
+                self._running += 1
+            try:
+                yield
+            finally:
+                with self._lock:
+                    seconds = self._seconds()
+                    self._running -= 1
+                    if not self._running:
+                        self._settled = replace(self._settled, seconds=seconds)
 
     def seconds_left(self) -> float | None:
-        """Seconds until the limit is reached; ``None`` without one.
+        """Seconds until a limit is reached; ``None`` without one.
 
         Raises:
             BudgetError: none is left.
@@ -132,7 +134,8 @@ class Meter:
         left = self.remaining().seconds
         if left is not None and left <= 0:
             raise self.error("seconds")
-        return left
+        above = self.parent.seconds_left() if self.parent else None
+        return above if left is None else left if above is None else min(left, above)
 
     async def reserve(self, worst: Spent) -> Spent:
         """Hold ``worst`` back for a call, waiting while calls under way may leave enough.
@@ -145,10 +148,11 @@ class Meter:
         """
         while True:
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            with self._lock:
-                if self._take(worst):
-                    return worst
-                self._waiting.append(turn)
+            for meter in self._chain():
+                with meter._lock:
+                    meter._waiting.append(turn)
+            if self.try_reserve(worst):
+                return worst
             await turn
 
     def try_reserve(self, worst: Spent) -> bool:
@@ -158,19 +162,36 @@ class Meter:
             BudgetError: as `reserve`.
         """
         with self._lock:
-            return self._take(worst)
+            self._refuse(worst)
+            if self._short(self._settled + self._held + worst) is not None:
+                return False
+            self._held = self._held + worst
+        fits = False
+        try:
+            fits = self.parent is None or self.parent.try_reserve(worst)
+        finally:
+            if not fits:
+                with self._lock:
+                    self._held = self._held - worst
+        return fits
 
     def settle(self, reserved: Spent, actual: Spent) -> None:
         """Replace a reservation by what the call cost (nothing, if it was not answered)."""
-        with self._lock:
-            self._held = self._held - reserved
-            self._settled = self._settled + replace(actual, seconds=0.0)
-            waiting, self._waiting = self._waiting, []
-        for turn in waiting:
-            turn.get_loop().call_soon_threadsafe(_wake, turn)
+        for meter in self._chain():
+            with meter._lock:
+                meter._held = meter._held - reserved
+                meter._settled = meter._settled + replace(actual, seconds=0.0)
+                waiting, meter._waiting = meter._waiting, []
+            for turn in waiting:
+                turn.get_loop().call_soon_threadsafe(_wake, turn)
+
+    def _chain(self) -> list[Meter]:
+        return [self, *(self.parent._chain() if self.parent else [])]
 
     def error(self, field: str, needed: float | None = None) -> BudgetError:
         """The one line for a limit that is reached."""
+        if getattr(self.budget, field) is None and self.parent is not None:
+            return self.parent.error(field, needed)
         limit, left = getattr(self.budget, field), getattr(self.remaining(), field)
         return self._said(field, limit, left, needed)
 
@@ -178,13 +199,6 @@ class Meter:
         wants = "" if needed is None else f" and the next call may need {needed:.6g}"
         remedy = f"raise it ({_REMEDY[field]}) and run again: what was answered is in the cache"
         return BudgetError(f"budget: {field}: {left:.6g} of {limit:.6g} is left{wants}; {remedy}", field)
-
-    def _take(self, worst: Spent) -> bool:
-        self._refuse(worst)
-        if self._short(self._settled + self._held + worst) is not None:
-            return False
-        self._held = self._held + worst
-        return True
 
     def _refuse(self, worst: Spent) -> None:
         field = self._short(self._settled + worst)

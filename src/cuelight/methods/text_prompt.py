@@ -7,7 +7,6 @@ it, one call a row.
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from pydantic import Field
 from cuelight.backbones.backbone import Backbone
 from cuelight.backbones.remote import RemoteBackbone
 from cuelight.errors import ArtifactError, ConfigError
-from cuelight.lm import LM, Budget, Meter, connect
+from cuelight.lm import LM, Budget, connect
 from cuelight.methods.base import MethodConfig
 from cuelight.methods.searching import Searching, SpendingConfig
 from cuelight.prompts.conditioning import TextBatch
@@ -97,9 +96,7 @@ class TextPrompted(Searching):
 
     def _connected(self, budget: Budget) -> LM:
         if isinstance(self.backbone, RemoteBackbone) and self.backbone.language_model is not None:
-            model = copy.copy(self.backbone.language_model)  # the same cache and ledger, another meter
-            model.meter = Meter(budget)
-            return model
+            return self.backbone.language_model.metered(budget)
         spec = self.backbone.id if isinstance(self.backbone, RemoteBackbone) else self.backbone
         return connect(
             spec,
