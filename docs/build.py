@@ -1,4 +1,4 @@
-"""Write the page of every method and the table of systems, from cards, docstrings, options and measured results.
+"""Write the pages of the methods and of the strategies, and the table of systems, from cards, docstrings, options, results.
 
 Nothing in those pages is written by hand, so none of it can drift from the code: `tests/test_docs.py` builds them
 again and compares.
@@ -15,17 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from cuelight.methods.base import Method, get_method, method_names
+from cuelight.methods.strategy import GROUPS, Common, Strategy, all_strategies
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "methods"
 
 
-def results() -> dict[str, list[dict[str, Any]]]:
-    """Committed benchmark results by the methods they are about."""
+def results(key: str = "methods") -> dict[str, list[dict[str, Any]]]:
+    """Committed benchmark results by the methods, or ``strategies``, they are about."""
     found: dict[str, list[dict[str, Any]]] = {}
     for path in sorted((ROOT / "benchmarks").glob("*/results/*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
-        for method in record.get("methods", []):
+        for method in record.get(key, []):
             found.setdefault(method, []).append({"file": path.relative_to(ROOT).as_posix(), **record})
     return found
 
@@ -127,14 +128,136 @@ def systems(found: dict[str, list[dict[str, Any]]]) -> str:
         lines.append(
             f"| [{card.title}](methods/{name}.md) | {paper} | `cuelight tune {name}` | {verified} | {measured} |"
         )
+    lines += ["", "Inference techniques, which learn nothing ([their page](strategies.md)):", ""]
+    lines += ["| technique | paper | command | verified in | measured |", "|---|---|---|---|---|"]
+    measured_strategies = results("strategies")
+    for found_ in all_strategies():
+        name, card_ = found_.card.name, found_.card
+        paper = (
+            f"[{card_.arxiv}](https://arxiv.org/abs/{card_.arxiv}) ({card_.year})"
+            if card_.arxiv
+            else str(card_.year)
+        )
+        files = {record["file"] for record in measured_strategies.get(name, [])}
+        measured = ", ".join(f"[{Path(file).stem}](../{file})" for file in sorted(files)) or "tests only"
+        lines.append(
+            f"| [{card_.title}](strategies.md#{name}) | {paper} | `cuelight solve {name}` | `test_strategies.py` | {measured} |"
+        )
     return "\n".join(lines) + "\n"
+
+
+def strategy_section(found: Strategy, measured: list[dict[str, Any]]) -> list[str]:
+    """A strategy's part of the page."""
+    card = found.card
+    paper = f"{card.paper}, {card.year}"
+    paper += f", arXiv [{card.arxiv}](https://arxiv.org/abs/{card.arxiv})" if card.arxiv else ""
+    survey = ", ".join(filter(None, [card.acquired, card.turns and f"{card.turns} turn", card.shown_on]))
+    kinds = {
+        "search": "searches for an instruction first",
+        "training": "the cited technique trains a model; what runs here is its inference counterpart",
+        "data": "the technique generates training data; what runs here is its data recipe",
+    }
+    rows = [
+        f"| {typed(name, field)} | {default_of(field)} | {field.description} |"
+        for name, field in found.Options.model_fields.items()
+        if name not in Common.model_fields
+    ]
+    return [
+        f'<a id="{card.name}"></a>',
+        "",
+        f"### {card.title}",
+        "",
+        inspect.cleandoc(found.__doc__ or "").replace("``", "`"),
+        "",
+        f"- `cuelight solve {card.name} QUESTION --lm SPEC`, `cuelight.strategies.{card.name.replace('-', '_')}(lm, question)`",
+        f"- calls: {card.calls}",
+        f"- paper: {paper}",
+        *([f"- in the survey's table: {survey}"] if survey else []),
+        *([f"- {kinds[card.kind]}"] if card.kind in kinds else []),
+        *(f"- measured: [{Path(r['file']).stem}](../{r['file']}), {r['date']}" for r in measured),
+        "",
+        *(["| option | default | meaning |", "|---|---|---|", *rows, ""] if rows else []),
+    ]
+
+
+def typed(name: str, field: Any) -> str:
+    """An option as it is typed; those of Python alone by their name."""
+    python = str(field.description).startswith("Python:")
+    return f"`{name}`" if python else f"`--{name.replace('_', '-')}`"
+
+
+def default_of(field: Any) -> str:
+    """An option's default as a page shows it; long texts and examples are only named."""
+    if field.is_required():
+        return "(needed)"
+    value = field.default
+    if value is None or value == "" or value == ():
+        return ""
+    text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return text.replace("|", "\\|") if len(text) <= 60 and "\n" not in text else "(built in)"
+
+
+def strategies_page() -> str:
+    """The page of the strategies: how they are used, then each by application area."""
+    measured = results("strategies")
+    lines = [
+        "# Inference techniques",
+        "",
+        "The 41 techniques of a survey (Sahoo et al., *A systematic survey of prompt engineering in large language models*,",
+        "arXiv [2402.07927](https://arxiv.org/abs/2402.07927)), by its application areas. Nothing learns: each takes a",
+        "language model and a question and gives a trace with every call, every thought, what it cost, and the answer.",
+        "",
+        "```shell",
+        "cuelight strategies                                   # all, by area; 'cuelight strategies NAME' explains one",
+        'cuelight solve self-consistency "What is 17 * 3?" --lm smollm2-135m --answer number --trace trace.json',
+        "cuelight compare-strategies zero-shot,chain-of-thought,program-of-thoughts --lm smollm2-135m --data questions.csv",
+        "```",
+        "",
+        "```python",
+        "from cuelight import lm, strategies",
+        'trace = strategies.self_consistency(lm.connect("smollm2-135m"), "What is 17 * 3?", answer="number")',
+        "trace.answer, trace.confidence, trace.calls, trace.usage.cost",
+        'trace.save("trace.json")',
+        "```",
+        "",
+        "Code that a model writes runs in a process of its own without network, in an empty folder, with limits on time,",
+        "memory and output (`cuelight.sandbox`); where that can not be had it is refused, unless `--unprotected` allows it.",
+        "",
+        "Options of all:",
+        "",
+        "| option | default | meaning |",
+        "|---|---|---|",
+        *(
+            f"| `--{name.replace('_', '-')}` | {default_of(field)} | {field.description} |"
+            for name, field in Common.model_fields.items()
+        ),
+        "",
+    ]
+    summaries = {r["file"]: r for records in measured.values() for r in records}
+    if summaries:
+        lines += ["## Measured", ""]
+        lines += [
+            f"- {r['summary']} (`{r['command']}`, {r['date']}, [{f}](../{f}))"
+            for f, r in sorted(summaries.items())
+        ]
+        lines += [""]
+    for group, title in GROUPS.items():
+        lines += [f"## {title}", ""]
+        for found in all_strategies():
+            if found.card.group == group:
+                lines += strategy_section(found, measured.get(found.card.name, []))
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def build() -> dict[Path, str]:
     """All generated pages and their text."""
     found = results()
     pages = {PAGES / f"{name}.md": page(name, found.get(name, [])) for name in method_names()}
-    return {**pages, ROOT / "docs" / "systems.md": systems(found)}
+    return {
+        **pages,
+        ROOT / "docs" / "systems.md": systems(found),
+        ROOT / "docs" / "strategies.md": strategies_page(),
+    }
 
 
 def main() -> None:

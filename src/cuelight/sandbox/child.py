@@ -229,7 +229,8 @@ def said(caught: BaseException) -> str:
             line = place.tb_lineno
         place = place.tb_next
     where = f" (line {line})" if line else ""
-    return " ".join(f"{type(caught).__name__}: {str(caught)[:300]}".split()) + where
+    text = str(caught).removesuffix(f" (program, line {line})")[:300]
+    return " ".join(f"{type(caught).__name__}: {text}".split()) + where
 
 
 if __name__ == "__main__":
