@@ -215,6 +215,7 @@ def strategies_page() -> str:
         "",
         "```python",
         "from cuelight import lm, strategies",
+        "",
         'trace = strategies.self_consistency(lm.connect("smollm2-135m"), "What is 17 * 3?", answer="number")',
         "trace.answer, trace.confidence, trace.calls, trace.usage.cost",
         'trace.save("trace.json")',

@@ -883,3 +883,58 @@ def test_demos_come_from_tables_and_lists(tmp_path: Path) -> None:
     pd.DataFrame({"question": ["q"], "answer": ["7"]}).to_csv(tmp_path / "d.csv", index=False)
     assert demos_of(str(tmp_path / "d.csv"))[0] == ("q", "", "7")
     assert demos_of([("q", "r", "a")])[0].rationale == "r"
+
+
+# ---- real models ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small() -> lm.LM:
+    return lm.connect("minimind2-26m", cache=False)
+
+
+def test_a_real_model_thinks_votes_and_is_scored(small: lm.LM) -> None:
+    voted = strategies.self_consistency(small, "What is 2 + 2?", samples=3, answer="number", max_tokens=16)
+    chains = [s for s in voted.steps if s.role == "chain"]
+    assert len(chains) == 3 and len({s.text for s in chains}) > 1  # samples differ
+    assert all(0 < s.usage["completion_tokens"] <= 16 for s in chains)
+    scored = strategies.zero_shot(small, "Was it good?", choices=("yes", "no"), score=True)
+    assert scored.answer in ("yes", "no") and scored.usage.prompt_tokens > 0
+    mixed = strategies.rag(
+        small, "Who built the bridge over the Ahr?", documents=DOCUMENTS, mix="sequence", max_tokens=8
+    )
+    assert mixed.confidence is None or 0 <= mixed.confidence <= 1
+
+
+def test_saliency_is_read_from_a_real_models_attention(small: lm.LM) -> None:
+    """Flows are positive, the weights get no gradient, and the model's attention is as fast afterwards as before."""
+    host = small.backbone  # type: ignore[attr-defined]
+    before = host.model.config._attn_implementation
+    trace = strategies.instance_adaptive(
+        small, "What is 2 + 2?", answer="number", max_tokens=12, triggers=("Let's think.", "Step by step:")
+    )
+    flows = [s.data["flows"] for s in trace.steps if s.role == "saliency"]
+    assert len(flows) == 2 and all(value > 0 for flow in flows for value in flow) and flows[0] != flows[1]
+    assert host.model.config._attn_implementation == before
+    assert all(p.grad is None for p in host.model.parameters())
+    first = strategies.instance_adaptive(
+        small, "What is 2 + 2?", form="sequential", threshold=0.0, max_tokens=8
+    )
+    assert first.calls == 2  # the first trigger is good enough
+
+
+def test_a_sentence_encoder_finds_what_words_do_not() -> None:
+    library = Documents.read(DOCUMENTS, "minilm-l6")
+    assert library.search("baking a dessert", 1)[0].title == "Cake"
+    assert Documents.read(DOCUMENTS).search("baking a dessert") == []
+
+
+@pytest.mark.skipif(unprotected, reason=why_not() or "-")
+def test_a_real_model_writes_a_program_that_runs_in_the_sandbox() -> None:
+    model = lm.connect("smollm2-135m", cache=False)
+    trace = strategies.program_of_thoughts(
+        model, "What is 12 + 30?", answer="number", chat=False, max_tokens=24, repair=False, fallback=False
+    )
+    executed = [s for s in trace.steps if s.role == "executed"]
+    assert trace.calls == 1 and len(executed) == 1 and executed[0].text
+    assert (trace.answer is None) == bool(executed[0].data.get("error"))
