@@ -2,7 +2,7 @@
 
 Two tasks: a sentence from its keywords (captions of Multi30k, mean similarity of sentence embeddings) and sentiment of
 film reviews (SST-2, accuracy); smollm2-135m writes the prompts and answers them, the designer is a list of answers; three
-seeds, which draw the 12 examples of the conversation (3 shown, 8 tests; 2 rounds) and the samples.  Every arm answers the
+seeds, which draw the 12 examples of the conversation (3 shown, 8 tests; 3 rounds) and the samples.  Every arm answers the
 same 40 held-out rows a seed, which no conversation saw.
 
     python -m benchmarks.claims.promptor            # goes on where it was interrupted
@@ -28,7 +28,7 @@ from cuelight.conversation.promptor import Promptor
 
 MODEL = "smollm2-135m"
 TALK, HELD_OUT = 12, 40
-OPTIONS: dict[str, Any] = {"report": 0, "max_rounds": 2, "writing_tokens": 120}
+OPTIONS: dict[str, Any] = {"report": 0, "writing_tokens": 160}
 BRIEFS: dict[str, dict[str, Any]] = {
     "keywords": {
         "goals": "Write the sentence that is meant by the keywords.",
