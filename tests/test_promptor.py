@@ -134,6 +134,10 @@ def test_scores_of_answers() -> None:
     near = answer_scores("chrf", ["the house is red", "zzz"], ["the house is red!"] * 2)
     assert near[0] > 0.9 > 0.1 > near[1]
     assert answer_scores("exact", [], []) == []
+    near = answer_scores(
+        "similarity", ["A man sits on a bench.", "It is raining in Spain.", ""], ["A man on a bench."] * 3
+    )
+    assert near[0] > 0.8 > 0.4 > near[1] >= near[2] == 0
 
 
 # ---- the six steps (scripted models) ----------------------------------------------------------------------------------
@@ -335,9 +339,12 @@ def test_a_prompt_that_holds_a_test_input_is_refused() -> None:
     agent = Promptor(Script().lm, target(judge_of_moods), shown=0)
     for text in (*BRIEF.values(), "typed number 1 => yes\ntyped number 2 => no"):
         agent.reply(text)
-    with pytest.raises(ConfigError, match="holds the test input 'typed number 1'"):
+    with pytest.raises(ConfigError, match="holds 'typed number 1' of a test"):
         agent.add_version("Typed  Number 1 is a yes. {text}")
     assert agent.add_version("I am a careful judge: {text}").kind == "verdict"
+    agent.reply("typed number 3 => the shop was closed today")
+    with pytest.raises(ConfigError, match="holds 'the shop was closed today' of a test"):
+        agent.add_version("The shop was closed today. {text}")
     assert agent.best is not None and agent.best.origin == "edit"
 
 
@@ -363,6 +370,7 @@ def test_without_wanted_answers_the_designer_is_the_judge() -> None:
     assert all(v.score is None and len(v.outputs) == 3 for v in agent.state.versions)
     assert "only you can say" in turn.text
     agent.reply("1 good, 3 bad")
+    assert agent.state.dialogue[-1].text == "1 good, 3 bad"
     assert agent.state.versions[-1].score == 0.5
     assert agent.turn.kind == "verdict"
     agent.reply("shorter please")  # what was not marked is bad then
@@ -396,6 +404,7 @@ def test_the_designer_may_choose_mark_change_the_brief_and_go_on_after_the_end()
     with pytest.raises(ConfigError, match="is over"):
         agent.reply("again")
     assert agent.more().kind == "verdict"
+    assert agent.state.chosen is None
     assert agent.reply("users: Customers of the shop").kind == "verdict"
     assert agent.state.brief["users"] == "Customers of the shop"
     assert agent.state.versions[-1].remarks == 1

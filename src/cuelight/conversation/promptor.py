@@ -65,6 +65,22 @@ from cuelight.tasks.parts import fill
 __all__ = ["Promptor", "promptor"]
 
 STATE, PROMPT, TRANSCRIPT = "promptor.json", "prompt.txt", "transcript.md"
+_FIXED = (
+    *(
+        "fields",
+        "metric",
+        "encoder",
+        "shown",
+        "tests",
+        "report",
+        "own_words",
+        "target_temperature",
+        "answer_tokens",
+    ),
+    "seed",
+)
+"""Options that scores depend on: they stay as a conversation began."""
+
 _VAGUE = re.compile(
     r"\W*|(i )?(do ?n.?t|do not) (really )?know|not sure|no idea|idk|dunno|whatever|anything|suggest(ions?)?|help",
     re.IGNORECASE,
@@ -208,7 +224,8 @@ class Promptor:
                 "agent": 2 * rounds + criticism,
                 "target": untested + rounds * tests + 2 * report,
             }
-        questions = (config.max_questions - state.asked) * (2 if config.wording == "model" else 1)
+        open_ = config.max_questions - state.asked if state.phase == "answer" else 0
+        questions = open_ * (2 if config.wording == "model" else 1)
         written = 1 + 2 * config.own_words + rounds - 1
         agent = (not state.brief) + questions + (not known) + 1 + 2 * rounds - 1
         return {"agent": agent, "target": written * tests + 2 * report}
@@ -305,7 +322,7 @@ class Promptor:
         with self._step() as state:
             if state.phase == "done":
                 state.rounds_allowed = max(state.rounds_allowed, state.round) + 1
-                state.phase = "verdict"
+                state.chosen, state.phase = None, "verdict"
                 self._say(state, _ask_for_verdict(state))
         return self.turn
 
@@ -384,7 +401,7 @@ class Promptor:
     def _draft(self, state: State) -> None:
         self.on_step("writing the first prompt")
         state.round = 1
-        if not any(case.use == "test" for case in state.cases):
+        if not _tests(state):
             # the designer gave none: inputs of the model's own, whose answers the designer judges
             first, *others = state.config.fields
             for line in self.writer.inputs(state):
@@ -430,7 +447,7 @@ class Promptor:
     def _test(self, state: State) -> None:
         """Have the target model answer all tests that a version has not answered yet, for every version."""
         for number, version in enumerate(state.versions):
-            open_ = [n for n, c in enumerate(state.cases) if c.use == "test" and n not in version.outputs]
+            open_ = [n for n in _tests(state) if n not in version.outputs]
             if not open_:
                 continue
             self.on_step(f"testing version {number + 1} on {len(open_)} inputs")
@@ -470,7 +487,7 @@ class Promptor:
 
     def _numbered(self, state: State, marks: Mapping[int, bool]) -> dict[int, bool]:
         """Marks by the case's number, of marks by the row that the designer sees."""
-        rows = [n for n, case in enumerate(state.cases) if case.use == "test"]
+        rows = _tests(state)
         for row in marks:
             if not 0 <= row < len(rows):
                 raise ConfigError(f"marks: there is no test {row + 1}; there are 1 to {len(rows)}")
@@ -487,7 +504,11 @@ class Promptor:
                 raise ConfigError(f"marks: there is no test {case}; tests are {sorted(newest.outputs)}")
         newest.marks.update(verdict.marks)
         if verdict.marks and not verdict.accept and not verdict.remarks:
-            self._hear(state, ", ".join(f"{n}: {'good' if m else 'bad'}" for n, m in verdict.marks.items()))
+            rows = _tests(state)
+            self._hear(
+                state,
+                ", ".join(f"{rows.index(n) + 1} {'good' if m else 'bad'}" for n, m in verdict.marks.items()),
+            )
             return
         # where no wanted answer and no mark says how good an answer is, the verdict itself does
         unknown = set(newest.outputs) - set(newest.scores) - set(newest.marks)
@@ -508,7 +529,8 @@ class Promptor:
     def _go_on(self, state: State) -> None:
         state.phase = "refine" if state.round < state.rounds_allowed else "finish"
         if state.phase == "finish":
-            self._say(state, f"{state.round} rounds were allowed, so the best version is taken.")
+            rounds = "1 round was" if state.round == 1 else f"{state.round} rounds were"
+            self._say(state, f"{rounds} allowed, so the best version is taken.")
 
     # ---- step 6: finish --------------------------------------------------------------------------------
 
@@ -582,18 +604,7 @@ class Promptor:
     def _joined(self, state: State, options: Mapping[str, Any]) -> State:
         """A conversation that goes on, with options that may change on the way."""
         config = build(PromptorConfig, {**state.config.model_dump(), **options})
-        fixed = (
-            "fields",
-            "metric",
-            "encoder",
-            "shown",
-            "tests",
-            "report",
-            "own_words",
-            "target_temperature",
-            "seed",
-        )
-        for name in (*fixed, "answer_tokens"):
+        for name in _FIXED:
             if getattr(config, name) != getattr(state.config, name):
                 raise ConfigError(
                     f"{name}: is {getattr(config, name)}, but the conversation in {self.folder} began with "
@@ -688,6 +699,11 @@ def _set(state: State, slot: str, text: str) -> None:
 
 def _add(state: State, text: str, origin: Any) -> None:
     state.versions.append(Version(text=text, origin=origin, remarks=len(state.remarks)))
+
+
+def _tests(state: State) -> list[int]:
+    """Numbers of the cases that test."""
+    return [n for n, case in enumerate(state.cases) if case.use == "test"]
 
 
 def _different(cases: Sequence[Case]) -> list[Case]:

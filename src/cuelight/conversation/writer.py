@@ -257,8 +257,10 @@ def _examples(state: State) -> list[tuple[dict[str, str], str]]:
 
 
 def usable(state: State, prompt: str) -> str:
-    """What keeps a prompt from being used, empty if nothing does."""
-    hidden = [value for case in state.cases if case.use != "show" for value in case.values.values()]
+    """What keeps a prompt from being used, empty if nothing does: tests, and whole sentences wanted there, are hidden."""
+    unseen = [case for case in state.cases if case.use != "show"]
+    hidden = [value for case in unseen for value in case.values.values()]
+    hidden += [case.wanted for case in unseen if case.wanted is not None and len(case.wanted.split()) > 3]
     return prompt_defect(prompt, state.config.fields, longest=state.config.longest, hidden=hidden)
 
 

@@ -19,7 +19,7 @@ def answer_scores(
 
     ``exact`` leaves case, space and marks at the ends aside; ``contains`` asks whether the wanted words stand in the
     answer; ``rouge-l`` and ``chrf`` compare words and letters; ``similarity`` is the cosine of sentence embeddings of
-    ``encoder``, never below 0.
+    ``encoder``, never below 0, and 0 for an empty answer.
     """
     if not answers:
         return []
@@ -42,7 +42,9 @@ def answer_scores(
     # the program judges on the processor, so that a model's accelerator stays the model's
     near = bi_encoder(encoder, "cpu", "{term}")
     cosines = (near.embed(answers) * near.embed(wanted)).sum(-1)
-    return [float(c) for c in np.clip(cosines.numpy(), 0, 1)]
+    return [
+        float(c) if a.strip() else 0.0 for a, c in zip(answers, np.clip(cosines.numpy(), 0, 1), strict=True)
+    ]
 
 
 def _plain(text: str) -> str:

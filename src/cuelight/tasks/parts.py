@@ -93,7 +93,7 @@ def prompt_defect(prompt: str, fields: Sequence[str], *, longest: int, hidden: S
     Args:
         fields: exactly these occur, each at least once.
         longest: most characters.
-        hidden: texts it must not hold, such as the inputs it is tested on.
+        hidden: texts it must not hold, such as what it is tested on.
     """
     try:
         pieces = list(string.Formatter().parse(prompt))
@@ -115,5 +115,5 @@ def prompt_defect(prompt: str, fields: Sequence[str], *, longest: int, hidden: S
     for secret in hidden:
         plain = " ".join(literal(secret).lower().split())
         if len(plain) >= _SHORTEST_LEAK and plain in text:
-            return f"it holds the test input '{secret[:40]}'; tests must stay unseen"
+            return f"it holds '{secret[:40]}' of a test; tests must stay unseen"
     return ""
