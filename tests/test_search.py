@@ -610,7 +610,7 @@ def test_the_price_is_said_before_it_is_paid(tmp_path: Path) -> None:
         on_report=lines.extend,
         **SMALL,
     )
-    assert any("at most 14 prompts x 6 rows = 84 calls" in line for line in lines)
+    assert any("at most 14 prompts x 6 rows, 84 calls" in line for line in lines)
 
 
 def test_mistakes_are_one_line(tmp_path: Path) -> None:

@@ -31,8 +31,8 @@ __all__ = ["TextPromptConfig", "TextPrompted", "chosen", "margin_rewards", "name
 
 _WORD_TOKENS = 16
 """Tokens a model may take to name a class."""
-_CHUNK = 8
-"""Prompts whose rows are asked together: enough to fill batches, few enough to keep what a budget allowed."""
+_AT_ONCE = 64
+"""Rows that are asked together, over several prompts: enough for full batches, few enough for a bar that moves."""
 
 
 class TextPromptConfig(SpendingConfig):
@@ -125,6 +125,12 @@ class TextPrompted(Searching):
             self._read = "scores" if can and self.config.read != "words" else "words"
         return self._read == "scores"
 
+    @property
+    def calls_a_row(self) -> int:
+        """Calls that one row with one prompt takes: a server is asked about every class's word on its own."""
+        scored = self.task.kind == "classification" and self.by_scores
+        return len(self.task.words) if scored and self.backbone.kind == "remote" else 1
+
     def sent(self, prompt: str, row: Mapping[str, Any]) -> str:
         """What the model reads for ``row``."""
         text = fill(prompt, row, self.task)
@@ -190,8 +196,9 @@ class TextPrompted(Searching):
         Raises:
             BudgetError: in the middle, when the budget does not take the next prompts.
         """
-        for start in range(0, len(prompts), _CHUNK):
-            part = prompts[start : start + _CHUNK]
+        count = max(1, _AT_ONCE // max(1, len(items)))
+        for start in range(0, len(prompts), count):
+            part = prompts[start : start + count]
             texts = [self.sent(prompt, item.row) for prompt in part for item in items]
             if self.task.kind == "classification":
                 table = self.scores(texts).reshape(len(part), len(items), -1)

@@ -100,8 +100,9 @@ class LlmBboText(TextPrompted):
     def forecast(self, data: Data) -> list[str]:
         _, scored, held = self.rows(data, 0)
         most, steps = calls(self.config, len(self._pool))
+        scores = most * len(scored) * self.calls_a_row
         return [
-            f"search: at most {most:,} prompts x {len(scored)} rows = {most * len(scored):,} calls, and {steps:,} of "
+            f"search: at most {most:,} prompts x {len(scored)} rows, {scores:,} calls, and {steps:,} of "
             f"{self.config.lm or self.backbone.id} (up to {self.config.retries + 1} times as many if it does not keep "
             "the form)",
             *self.selection_lines(held),

@@ -169,11 +169,12 @@ class PromptQuine(TextPrompted):
 
     def forecast(self, data: Data) -> list[str]:
         _, scored, held = self.rows(data, 0)
-        mode, rows = self.config.mode, len(scored)
+        mode = self.config.mode
         if mode == "none":
             return []
         most = self.config.max_prompts
-        lines = [f"search: at most {most:,} prompts x {rows} rows = {most * rows:,} calls ({mode})"]
+        calls = most * len(scored) * self.calls_a_row
+        lines = [f"search: at most {most:,} prompts x {len(scored)} rows, {calls:,} calls ({mode})"]
         return [*lines, *self.selection_lines(held)]
 
     def prepare(self, data: Data, seed: int) -> None:

@@ -138,8 +138,10 @@ class UnsupervisedBlackbox(TextPrompted):
 
     def forecast(self, data: Data) -> list[str]:
         count, config = len(self.texts(data, 0)), self.config
-        asked = 1 if self.by_scores else 1 + config.answers_asked
+        each = self.calls_a_row
+        asked = each if self.by_scores else 1 + config.answers_asked
         steps = config.rounds * ((config.samples if config.learn_words else 0) + 1) * min(config.batch, count)
+        steps *= each
         extra = " and two passes over the reliable set" if config.accept and config.learn_words else ""
         return [
             f"search: {count * asked:,} calls for the first answers, at most {steps:,} for the steps{extra}"
