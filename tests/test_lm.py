@@ -37,6 +37,12 @@ WORDS = [" good", " bad", " utterly forgettable"]
 
 @pytest.fixture(scope="module")
 def host() -> Backbone:
+    return load_backbone("minimind2-26m", device="cpu", progress=False)
+
+
+@pytest.fixture(scope="module")
+def talker() -> Backbone:
+    """One that can be talked to."""
     return load_backbone("smollm2-135m", device="cpu", progress=False)
 
 
@@ -72,7 +78,8 @@ def test_scores_are_the_models_own(model: lm.LM, host: Backbone) -> None:
     assert single == pytest.approx(several[:, :2], abs=2e-3)
 
 
-def test_answers_are_those_of_generate(model: lm.LM, host: Backbone) -> None:
+def test_answers_are_those_of_generate(talker: Backbone) -> None:
+    host, model = talker, lm.connect(talker, cache=False)
     prompts = ["The capital of France is", *PROMPTS[:2], "1, 2, 3, 4,"]
     for prompt, answer in zip(prompts, model.complete(prompts, max_tokens=6), strict=True):
         ids = host.tokenizer(prompt, return_tensors="pt")
@@ -82,7 +89,8 @@ def test_answers_are_those_of_generate(model: lm.LM, host: Backbone) -> None:
     assert model.complete("The capital of France is", max_tokens=6).text.startswith(" Paris")
 
 
-def test_a_chat_ends_where_it_should(model: lm.LM) -> None:
+def test_a_chat_ends_where_it_should(talker: Backbone) -> None:
+    model = lm.connect(talker, cache=False)
     answer = model.chat("What is the capital of France? Answer in one short sentence.", max_tokens=30)
     assert "Paris" in answer.text and answer.finish == "stop" and answer.usage.completion_tokens < 30
     cut = model.chat("What is the capital of France? Answer in one short sentence.", stop="Paris")
@@ -91,7 +99,8 @@ def test_a_chat_ends_where_it_should(model: lm.LM) -> None:
     assert short.finish == "length" and short.usage.completion_tokens == 2
 
 
-def test_samples_depend_on_their_own_seed_and_draw_only(model: lm.LM) -> None:
+def test_samples_depend_on_their_own_seed_and_draw_only(talker: Backbone) -> None:
+    model = lm.connect(talker, cache=False)
     options: dict[str, Any] = {"max_tokens": 5, "temperature": 1.0}
     prompt = "My favourite thing in the world is"
     together = [c.text for c in model.complete([prompt] * 4, seed=3, **options)]
@@ -254,8 +263,8 @@ def test_a_part_has_limits_of_its_own_within_those_of_the_whole(host: Backbone) 
     assert [view.meter.spent.calls for view in views] == [2, 2, 2] and model.meter.spent.calls == 6
 
 
-def test_a_call_that_is_given_up_stops(host: Backbone) -> None:
-    model = lm.connect(host, cache=False)
+def test_a_call_that_is_given_up_stops(talker: Backbone) -> None:
+    model = lm.connect(talker, cache=False)
 
     async def impatient() -> None:
         async with asyncio.timeout(0.3):
@@ -268,8 +277,8 @@ def test_a_call_that_is_given_up_stops(host: Backbone) -> None:
     assert time.monotonic() - began < 5
 
 
-def test_seconds_end_a_call_that_runs(host: Backbone) -> None:
-    model = lm.connect(host, cache=False, budget=lm.Budget(seconds=0.5))
+def test_seconds_end_a_call_that_runs(talker: Backbone) -> None:
+    model = lm.connect(talker, cache=False, budget=lm.Budget(seconds=0.5))
     with pytest.raises(lm.BudgetError, match="seconds") as late:
         model.complete(["Count to a thousand: 1, 2, 3,"] * 2, max_tokens=2000)
     assert late.value.field == "seconds" and model.meter.spent.seconds < 4
@@ -344,12 +353,12 @@ def test_equal_questions_at_the_same_time_are_asked_once(tmp_path: Path) -> None
     assert len(asked) == 1 and {c.text for c in found} == {"yes"}
 
 
-def test_weights_are_part_of_the_key(tmp_path: Path, host: Backbone) -> None:
+def test_weights_are_part_of_the_key(tmp_path: Path, host: Backbone, talker: Backbone) -> None:
     model = lm.connect(host, cache=tmp_path)
     first = model.score("One, two,", [" three", " four"])
     assert model.score("One, two,", [" three", " four"]) == pytest.approx(first, abs=0)
     assert model.meter.spent.calls == 1 and len(Store(tmp_path)) == 1
-    other = lm.connect("minimind2-26m", cache=tmp_path, device="cpu")
+    other = lm.connect(talker, cache=tmp_path)
     assert other.score("One, two,", [" three", " four"]) != pytest.approx(first)
     assert other.meter.spent.calls == 1
 

@@ -9,7 +9,8 @@ random as PromptQuine prunes) is put before each example, and the label words ar
 * ``lm.score``: one call; each candidate's beginning is read once, examples share passes.
 
 Evaluations (one prompt on one example) per second, the ways one after the other in every round, the median of rounds.
-Nothing is shared in the loops, so they run over a part of the prompts, spread evenly.
+Nothing is shared in the loops, so they run over a part of the prompts, spread evenly.  On a CPU the seconds are those of
+this process's processor time, one thread: other work on the machine does not count.
 
     python -m benchmarks.speed.lm_score
 """
@@ -45,6 +46,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     arguments = parser.parse_args()
     host = cuelight.load_backbone(arguments.backbone)
+    clock = time.process_time if host.device.type == "cpu" else time.perf_counter
+    torch.set_num_threads(1)
     splits = cuelight.data.read("film-reviews", max_test=arguments.examples)
     draw = random.Random(0)
     shown = draw.sample(list(splits.train), arguments.shots)
@@ -91,9 +94,9 @@ def main() -> None:
     host.model(**host.tokenizer(prompts[0], return_tensors="pt").to(host.device))  # warm up
     for _ in range(arguments.rounds):
         for arm, act in arms.items():
-            begun = time.perf_counter()
+            begun = clock()
             tables[arm] = act()
-            rates[arm].append(len(tables[arm]) / (time.perf_counter() - begun))
+            rates[arm].append(len(tables[arm]) / (clock() - begun))
     apart = max(
         float(np.abs(tables["lm.score"][part] - tables[arm]).max()) for arm in ("generate", "forward")
     )
