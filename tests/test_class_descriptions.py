@@ -80,6 +80,11 @@ def test_definitions_of_wordnet(tmp_path: Path) -> None:
     assert class_descriptions("wordnet", CLASSES, wordnet=str(tmp_path))[2] == ["nocturnal bird of prey"]
 
 
+def test_without_wordnet_a_file_is_proposed(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="or name a file with a text for each class"):
+        class_descriptions("wordnet", CLASSES, wordnet=str(tmp_path / "gone"))
+
+
 def encoded(seed: int) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.random.RandomState(seed).randint(0, 255, (8, 8, 3)).astype(np.uint8)).save(

@@ -33,7 +33,10 @@ def class_descriptions(source: str, classes: Sequence[str], *, wordnet: str = ""
         DataError: the source can not be read, or knows none of the classes.
     """
     if source == "wordnet":
-        words = find_wordnet(wordnet)
+        try:
+            words = find_wordnet(wordnet)
+        except DataError as error:
+            raise DataError(f"{error}; or name a file with a text for each class instead") from error
         found = [words.definitions(name) for name in classes]
     else:
         table = _read(Path(source).expanduser())
