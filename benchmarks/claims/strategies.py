@@ -7,7 +7,8 @@ program of thoughts on sums of a seed that is not reported.
 
 Claimed for models far larger: program of thoughts above chain of thought above a direct answer; a vote over sampled chains
 at or above one chain; drafts of five words a step write fewer tokens than chains.  The control is a chain of thought whose
-examples have each other's answers.  What an arm took is told beside it: calls and tokens for a question, and cost.
+examples have each other's answers.  Sizes are those of one processor core: 16 sums and 6 problems a seed.  What an arm took
+is told beside it: calls and tokens for a question, and cost.
 
     python -m benchmarks.claims.strategies            # goes on where it was interrupted: answers are in the cache
 """
@@ -51,7 +52,7 @@ def sums(count: int = 600) -> Questions:
 
 
 def main() -> None:
-    given = arguments_of(__doc__, "strategies", questions=20, search_questions=12, tokens=64)
+    given = arguments_of(__doc__, "strategies", questions=16, problems=6, search_questions=6, tokens=48)
     os.environ.setdefault("CUELIGHT_DATA", str(DATA))
     sets = {"sums": sums(), "multiarith": read_questions("reasoning/multiarith")}
     found: dict[str, Any] = {}
@@ -72,19 +73,20 @@ def main() -> None:
         found[name] = {"form": form, "search": tried, "sets": {}}
         for title, data in sets.items():
             arms = {}
+            count = given.questions if title == "sums" else given.problems
             for arm in ARMS:
-                runs = runs_of(model, data, arm, form, SEEDS, given.questions, given.tokens)
+                runs = runs_of(model, data, arm, form, SEEDS, count, given.tokens)
                 arms[arm] = spread([run["metrics"]["accuracy"] for run in runs], **took(runs))
                 print(name, title, arm, arms[arm], flush=True)
             found[name]["sets"][title] = arms
     result = {
         "methods": [],
         "strategies": sorted({strategy for strategy, _ in ARMS.values()}),
-        "questions": given.questions,
+        "questions": {"sums": given.questions, "multiarith": given.problems},
         "max_tokens": given.tokens,
         "models": found,
         "summary": " ".join(
-            sentence(name, title, model["form"], arms, given.questions)
+            sentence(name, title, model["form"], arms, given.questions if title == "sums" else given.problems)
             for name, model in found.items()
             for title, arms in model["sets"].items()
         ),
