@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -140,6 +141,30 @@ def test_a_killed_comparison_goes_on_from_the_cache(sums: Path, tmp_path: Path) 
     assert model.meter.spent.calls == 5 and found.runs[0]["metrics"]["accuracy"] == 1
 
 
+def test_an_error_of_one_question_ends_the_others_before_their_next_call(sums: Path) -> None:
+    asked: list[str] = []
+
+    def slow(request: lm.Request) -> str:
+        asked.append(request.text)
+        time.sleep(0.02)
+        return "no step.\nAction 1: nothing"
+
+    model = lm.scripted(slow, budget=lm.Budget(calls=30))
+    with pytest.raises(lm.BudgetError):
+        compare_strategies(
+            "react",
+            lm=model,
+            data=sums,
+            seeds=1,
+            questions=12,
+            concurrency=6,
+            options={"react": {"steps": 7}},
+        )
+    seen = len(asked)
+    time.sleep(0.3)
+    assert len(asked) == seen == 30
+
+
 def test_what_serves_all_questions_is_prepared_once(sums: Path, tmp_path: Path) -> None:
     model = lm.scripted(lambda r: "The answer is 2.", cache=str(tmp_path))
     found = compare_strategies(
@@ -217,10 +242,7 @@ def test_strategies_are_listed_and_explained(capsys: pytest.CaptureFixture[str])
     assert "--breadth" in text and "--propose" not in text and "--max-calls" in text
 
 
-def test_solve_answers_and_keeps_a_trace(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CUELIGHT_CACHE_LM", str(tmp_path))
+def test_solve_answers_and_keeps_a_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trace = tmp_path / "trace.json"
     command = [
         "solve",

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cuelight.cache import atomic_write
@@ -25,7 +26,9 @@ from cuelight.errors import ConfigError, CuelightError, DataError, nearest
 from cuelight.evaluation import tables
 from cuelight.lm import LM, connect
 from cuelight.lm.answers import AnswerKind, same
-from cuelight.methods.strategy import DEMOS, Demo, Strategy, Trace, get_strategy
+from cuelight.lm.documents import Documents
+from cuelight.methods.strategy import DEMOS, Demo, Strategy, Trace, get_strategy, halted
+from cuelight.progress import track
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -318,7 +321,8 @@ def compare_strategies(
         for seed in numbers:
             rows, examples = source.drawn(seed, questions, shots)
             given = _supplied(found, {**common, **own.get(found.card.name, {})}, examples)
-            traces, run = _run(found, model, rows, {**given, "seed": seed}, concurrency)
+            shown = f"{found.card.name}, seed {seed}" if progress else None
+            traces, run = _run(found, model, rows, {**given, "seed": seed}, concurrency, shown)
             result.runs.append({"method": found.card.name, "seed": seed, **run})
             if output is not None:
                 _keep(Path(output) / "traces" / f"{found.card.name}-s{seed}.jsonl", traces, rows)
@@ -349,6 +353,8 @@ def _given(
 def _supplied(found: Strategy, options: Mapping[str, Any], examples: Sequence[Demo]) -> dict[str, Any]:
     """Options with the drawn examples for a strategy that takes them in the common form and was given none."""
     given = dict(options)
+    if isinstance(given.get("documents"), str | os.PathLike):  # read and indexed once for all questions
+        given["documents"] = Documents.read(given["documents"], given.get("retriever", "bm25"))
     for name in _SUPPLIED:
         if name in found.own and name not in given and examples:
             default = found.own[name][1]
@@ -358,9 +364,17 @@ def _supplied(found: Strategy, options: Mapping[str, Any], examples: Sequence[De
 
 
 def _run(
-    found: Strategy, model: LM, rows: Sequence[Question], options: Mapping[str, Any], concurrency: int
+    found: Strategy,
+    model: LM,
+    rows: Sequence[Question],
+    options: Mapping[str, Any],
+    concurrency: int,
+    shown: str | None,
 ) -> tuple[list[Trace], dict[str, Any]]:
+    stop = Event()
+
     def ask(row: Question) -> Trace:
+        halted.set(stop)
         return found(model, row.text, **{**options, "answer": row.kind, "choices": row.choices})
 
     before, began = model.meter.spent, time.monotonic()
@@ -368,10 +382,10 @@ def _run(
     with ThreadPoolExecutor(max(concurrency, 1)) as pool:
         waiting = [pool.submit(ask, row) for row in rows[1:]]
         try:
-            traces = [first, *(future.result() for future in waiting)]
+            traces = [first, *(future.result() for future in track(waiting, shown))]
         except (CuelightError, KeyboardInterrupt):
-            for future in waiting:
-                future.cancel()
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
             raise
     right = [same(t.answer, row.answer, row.kind, row.choices) for t, row in zip(traces, rows, strict=True)]
     usages = [trace.usage for trace in traces]

@@ -50,6 +50,9 @@ class Documents:
         self.passages, self.encoder = list(passages), encoder
         self._index: _BM25 | np.ndarray | None = None
 
+    def __repr__(self) -> str:
+        return f"<{len(self.passages)} passages, {self.encoder}>"
+
     @staticmethod
     def read(source: Any, encoder: str = "bm25", words: int = 100) -> Documents:
         """Documents of ``source``, in passages of at most ``words`` words that end with a sentence where one does.

@@ -21,9 +21,11 @@ import typing
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
+from threading import Event
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
@@ -48,6 +50,7 @@ __all__ = [
     "all_strategies",
     "demos_of",
     "get_strategy",
+    "halted",
     "majority",
     "strategy",
     "strategy_names",
@@ -71,6 +74,8 @@ GROUPS = {
 """The application areas of the survey (arXiv 2402.07927, section 2.1 to 2.12), in its order."""
 
 _FORMAT = 1
+halted: ContextVar[Event | None] = ContextVar("halted", default=None)
+"""Whoever runs strategies in threads can stop them before their next call: an event of the thread's context."""
 
 
 class Demo(NamedTuple):
@@ -325,6 +330,7 @@ class Run:
 
         The same prompt again, in this call or a later one of the run, is another sample where ``temperature`` is above 0.
         """
+        self._go_on()
         how = {
             "max_tokens": max_tokens or self.common.max_tokens,
             "temperature": temperature,
@@ -352,6 +358,11 @@ class Run:
             )
         return [found[k].text.strip() for k in range(len(prompts))]
 
+    def _go_on(self) -> None:
+        event = halted.get()
+        if event is not None and event.is_set():
+            raise KeyboardInterrupt
+
     def _by_draw(self, prompts: Sequence[str], temperature: float) -> Iterator[tuple[int, list[int]]]:
         """The places of the prompts by the draw they begin with; equal prompts of a list count on by themselves."""
         groups: dict[int, list[int]] = {}
@@ -366,6 +377,7 @@ class Run:
         Raises:
             LMError: the model gives none.
         """
+        self._go_on()
         found, usage, cached = self.lm.scored(prompt, continuations)
         scores = dict(zip(continuations, found, strict=True))
         self.trace.steps.append(

@@ -114,6 +114,10 @@ def run_python(
     """
     limits = limits or Limits()
     reason = why_not()
+    if os.name != "posix":
+        raise SandboxError(
+            f"sandbox: programs can not be limited on {sys.platform}; use a strategy that runs no code"
+        )
     if reason and not unprotected:
         raise SandboxError(
             f"sandbox: {reason}; use a strategy that runs no code, or allow it with unprotected (--unprotected)"
