@@ -51,6 +51,7 @@ def _command(
             name,
             callback=callback,
             help=text,
+            short_help=text.split(".")[0].split(";")[0] + ".",
             epilog=f"\b\nExample\n  cuelight protocol {name} {example}",
         )
         protocol.add_command(made)

@@ -112,11 +112,11 @@ def read(source: Any, spec: DataSpec | None = None, **overrides: Any) -> Splits:
 
     spec = (spec or DataSpec()).changed(**overrides)
     origin = open_source(source)
+    for column, value in (spec.where or {}).items():
+        _keep_rows(origin, column, value)
     report = Report(
         origin.name, provenance=origin.provenance, licence=origin.licence, notes=list(origin.notes)
     )
-    for column, value in (spec.where or {}).items():
-        _keep_rows(origin, column, value)
     parts = _assign(origin, spec, report)
     every = pd.concat(parts.values(), ignore_index=True).drop(columns=_ROW)
     columns = choose_columns(every, spec, origin.class_names, origin.name)
