@@ -49,6 +49,7 @@ CLASSES = {
     "clip-vit-b16-vision": (transformers.CLIPVisionModelWithProjection,) * 2,
     "vit-base-16": (transformers.AutoModelForImageClassification, transformers.ViTForImageClassification),
     "dino-minilm-clip": (transformers.AutoModel, transformers.VisionTextDualEncoderModel),
+    "clip-b16-minilm": (transformers.AutoModel, transformers.VisionTextDualEncoderModel),
     "whisper-tiny-en": (transformers.AutoModelForSpeechSeq2Seq, transformers.WhisperForConditionalGeneration),
     "minimind2-26m": (transformers.AutoModelForCausalLM, transformers.LlamaForCausalLM),
 }

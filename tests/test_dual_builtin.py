@@ -14,7 +14,7 @@ from cuelight.backbones import load_backbone
 from cuelight.backbones.mean_text import MeanBertConfig, MeanBertModel
 from cuelight.errors import BackboneError
 
-NAMES = ("dino-minilm-clip",)
+NAMES = ("dino-minilm-clip", "clip-b16-minilm")
 TEXTS = ["a photo of a flower.", "a temple behind trees", "a photo of a dog"]
 
 
@@ -110,3 +110,36 @@ def test_names_what_is_in_a_photograph(name: str) -> None:
         @ backbone.dual.text_features(rows["input_ids"], rows["attention_mask"]).T
     )
     assert torch.allclose(found.logits_per_image, ours, atol=1e-3)
+
+
+def test_no_evaluation_class_is_learned_from() -> None:
+    """The recipe's rule, on the classes of ImageNet; needs the public data sets."""
+    from benchmarks.common import DATA
+    from recipes import dual_encoder as recipe
+
+    if not (DATA / "prompts" / "wordnet_glosses.parquet").exists():
+        pytest.skip("the public data sets are not there: set CUELIGHT_DATA")
+    table = recipe.classes()
+    left_out = {table.loc[w].class_name.lower() for w in table.index if recipe.coincides(table.loc[w])}
+    kinds = (
+        "tabby cat|golden retriever|peafowl|tree frog|common sorrel horse|airliner|container ship|sports car|pickup truck|"
+        "tusker|acoustic guitar|T-shirt|sneaker|cowboy boot|cardigan|purse|scuba diver|dog sled"
+    )
+    for name in kinds.split("|"):
+        assert name.lower() in left_out, name
+    assert not left_out & {
+        "zebra",
+        "lion",
+        "school bus",
+        "banjo",
+        "castle",
+        "gazelle",
+        "space shuttle",
+        "sock",
+    }
+    held = recipe.held_out(table)
+    assert len(held) == 40
+    assert all(table.loc[w].tiny for w in held)
+    assert recipe.mentions("two Puppies and a house", ["house"])
+    assert recipe.mentions("Ponies? no, foxes", ["fox"])
+    assert not recipe.mentions("a birdhouse", ["bird", "house"])

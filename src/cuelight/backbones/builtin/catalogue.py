@@ -220,6 +220,17 @@ _ALL = (
         "(recipes/dual_encoder.py); 98-pixel images; the text tower's pooled output is the mean of its last states",
         packages=(_DINOV2, _MINILM),
         converter="dino_minilm_clip",
+        format=2,
+    ),
+    Builtin(
+        name="clip-b16-minilm",
+        kind="vision-language",
+        parameters=108_866_305,
+        licence="MIT (CLIP, package); Apache-2.0 (MiniLM)",
+        origin="clip-vit-b16-vision for 144-pixel images and minilm-l6, both frozen, with projections into one space "
+        "that cuelight learned (recipes/dual_encoder.py); the text tower's pooled output is the mean of its last states",
+        packages=(_CLIP_B16, _MINILM),
+        converter="clip_b16_minilm",
     ),
     Builtin(
         name="whisper-tiny-en",
