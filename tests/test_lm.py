@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -361,6 +363,26 @@ def test_weights_are_part_of_the_key(tmp_path: Path, host: Backbone, talker: Bac
     other = lm.connect(talker, cache=tmp_path)
     assert other.score("One, two,", [" three", " four"]) != pytest.approx(first)
     assert other.meter.spent.calls == 1
+
+
+_MANY = """
+import sys, time
+from cuelight.lm.store import Store
+while time.time() < float(sys.argv[3]):
+    time.sleep(0.001)
+store = Store(sys.argv[1])
+for k in range(40):
+    store.put([(f"{sys.argv[2]}-{k}", {"text": "x"}), (f"same-{k}", {"text": "y"})])
+print(len(store.get([f"same-{k}" for k in range(40)])))
+"""
+
+
+def test_several_processes_share_a_cache(tmp_path: Path) -> None:
+    start = str(time.time() + 4)  # all at once, also in making the file
+    words = [[sys.executable, "-c", _MANY, str(tmp_path), str(who), start] for who in range(4)]
+    running = [subprocess.Popen(each, stdout=subprocess.PIPE, text=True) for each in words]
+    assert [process.communicate(timeout=120)[0] for process in running] == ["40\n"] * 4
+    assert len(Store(tmp_path)) == 5 * 40
 
 
 def test_a_broken_cache_is_named(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from cuelight.cache import cache_dir
 from cuelight.errors import CuelightError
 
@@ -81,12 +83,15 @@ class Store:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 made = sqlite3.connect(self.path, timeout=60.0, check_same_thread=False)
-                made.execute("PRAGMA journal_mode=WAL")
-                made.execute("PRAGMA synchronous=NORMAL")
-                made.execute(
-                    "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT, made REAL) WITHOUT ROWID"
-                )
-                made.commit()
+                # Changing to the write-ahead log is the one thing SQLite does not wait for others with.
+                with FileLock(self.folder / "answers.lock"):
+                    made.execute("PRAGMA journal_mode=WAL")
+                    made.execute("PRAGMA synchronous=NORMAL")
+                    made.execute(
+                        "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT, made REAL) "
+                        "WITHOUT ROWID"
+                    )
+                    made.commit()
             except (OSError, sqlite3.Error) as error:
                 raise self._error(error) from error
             self._made = os.getpid(), made
