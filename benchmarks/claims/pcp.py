@@ -52,9 +52,9 @@ def main() -> None:
         )
         found: dict[str, Any] = figures(run)
         history = run.training.history if run.training else []
-        ends = [h["accuracy"] for h in history if h.get("stage") == "pre-training" and "accuracy" in h]
+        ends = [h["validation"] for h in history if h["stage"] == "pre-training" and "validation" in h]
         if ends:
-            found["before tuning"] = ends[-1]
+            found["before tuning"] = ends[-1]["accuracy"]
         return found
 
     table("pcp", given.folder, SETS, RATES, measure, summary)
