@@ -2,7 +2,7 @@
 
 A comparison first of all: how far does prompting get with nothing of the model tuned, against a classification head on
 the same frozen model, and at how many trained values.  Templates are the task's (`cuelight.tasks.template`): words
-(``"{text} Patient should go to department {mask}."``), free vectors before the text (``"{soft*20} {text} {mask}"``) or
+(``"{text} Patient should go to department {mask}."``), 20 free vectors before the text (a ``{soft}`` with a count) or
 words of which some learn (``"{text} {soft:This} patient should {soft:go to} {mask}."``, the paper's best).
 ``--verbalizer`` is words, or a vector a class (the paper's best).  ``--form head`` is what they are compared with: the
 state at the text's first token (a causal model's last, an encoder-decoder's decoder's first), a hidden layer, a layer;
