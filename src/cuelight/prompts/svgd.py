@@ -16,6 +16,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from cuelight.progress import track
+
 __all__ = ["Mixture", "bandwidth", "direction", "svgd"]
 
 _NARROW = 1e-6
@@ -122,15 +124,16 @@ def svgd(
     rate: float = 0.01,
     decay: float = 0.9,
     away: bool = False,
+    progress: str | None = None,
 ) -> Tensor:
     """``points [n, d]`` after ``steps`` of Stein variational gradient descent along ``score``.
 
     Steps are scaled by a running mean of squares that forgets (``decay``), so that every coordinate moves by about
-    ``rate`` whatever the gradient.  ``away`` goes the other way, a control.
+    ``rate`` whatever the gradient.  ``away`` goes the other way, a control; ``progress`` names a bar on the terminal.
     """
     points = points.clone()
     squares: Tensor | None = None
-    for _ in range(steps):
+    for _ in track(range(steps), progress):
         step = direction(points, score(points))
         squares = step**2 if squares is None else decay * squares + (1 - decay) * step**2
         points += (-rate if away else rate) * step / (1e-6 + squares.sqrt())

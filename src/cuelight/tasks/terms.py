@@ -25,6 +25,7 @@ from cuelight.backbones.backbone import Backbone, load_backbone
 from cuelight.data.files import READABLE, missing_file, one_line, read_file, read_text
 from cuelight.data.wordnet import find_wordnet
 from cuelight.errors import BackboneError, DataError, nearest
+from cuelight.progress import track
 from cuelight.prompts.conditioning import Condition, TextBatch, text_states
 
 __all__ = [
@@ -62,6 +63,9 @@ class BiEncoder:
         name: a text encoder, as for `load_backbone`.
         wrapping: the sentence that a term is put into, at ``{term}``.
 
+    Attributes:
+        progress: the name of a bar on the terminal; None for none.
+
     Raises:
         BackboneError: no such model, or none whose states stand for a sentence.
     """
@@ -71,6 +75,7 @@ class BiEncoder:
         if self.backbone.kind not in ("text-encoder", "masked"):
             raise BackboneError(f"encoder: {name} is a {self.backbone.kind} model; give a sentence encoder")
         self.wrapping = wrapping
+        self.progress: str | None = None
         self._known: dict[str, Tensor] = {}
 
     def __call__(self, names: Sequence[str], terms: Sequence[str]) -> Tensor:
@@ -83,7 +88,7 @@ class BiEncoder:
     def embed(self, texts: Sequence[str]) -> Tensor:
         """Embeddings of the texts in the wrapping, ``[n, width]``, of length 1."""
         new = sorted({text for text in texts if text not in self._known}, key=len)
-        for k in range(0, len(new), 64):
+        for k in track(range(0, len(new), 64), self.progress):
             part = new[k : k + 64]
             sentences = [self.wrapping.replace("{term}", text) for text in part]
             fed = self.backbone.tokenizer(

@@ -208,6 +208,7 @@ class BayesPrompt(Cloze):
             steps=self.config.svgd_steps,
             rate=self.config.svgd_rate,
             away=self.config.negate,
+            progress="moving particles" if self.progress else None,
         )
         one = moved[: len(self.task.classes)].mean(0, keepdim=True)  # in no order: the first are a draw
         if self.config.abstraction == "random":

@@ -216,6 +216,7 @@ class SciPrompt(Cloze):
         """
         config, names = self.config, self.task.words
         near = bi_encoder(config.encoder, str(self.backbone.device), config.wrapping)
+        near.progress = "comparing terms" if self.progress else None
         offered = []
         for source in config.sources:
             if source == "texts":
