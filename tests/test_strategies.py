@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import math
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -173,6 +175,13 @@ def test_strategies_are_listed_when_called_and_no_method_of_tune() -> None:
     assert len(cuelight.strategies()) == 41 and cuelight.strategies()[0]["name"] == "zero-shot"
     assert "self-consistency" not in method_names() and "zero-shot" in method_names()
     assert "tree_of_thoughts" in dir(strategies)
+
+
+def test_listing_strategies_brings_in_nothing_heavy() -> None:
+    heavy = "[m for m in ('torch', 'transformers', 'pandas', 'sklearn', 'networkx') if m in sys.modules]"
+    code = f"import sys, cuelight; cuelight.strategies(); cuelight.strategies.react; print({heavy})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_samples_of_one_prompt_are_draws_of_their_own(tmp_path: Path) -> None:
