@@ -146,7 +146,9 @@ def _benchmark(name: str, task: str, answer: AnswerKind | None) -> Questions:
     prompts = path.with_name("bbh_cot_prompts.parquet")
     if name == "bbh" and task and prompts.exists():
         table = pd.read_parquet(prompts).set_index("task")["cot_prompt"]
-        return replace(found, examples=tuple(_worked(table.get(task, ""))))
+        examples = tuple(_worked(table.get(task, "")))
+        shown = {demo.question for demo in examples}
+        return replace(found, asked=tuple(q for q in found.asked if q.text not in shown), examples=examples)
     return found
 
 
