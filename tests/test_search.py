@@ -462,6 +462,42 @@ def test_call_count_is_texts_and_steps_times_samples_and_one(tmp_path: Path) -> 
     assert run.prompt.method.prompt.count("Label:") == 5  # two examples a class and the question
 
 
+def test_words_and_labels_are_learned_from_a_real_model_without_labels(
+    minimind: Backbone, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {
+        "rounds": 2,
+        "samples": 2,
+        "batch": 2,
+        "length": 3,
+        "vocabulary": 12,
+        "rate": 0.1,
+    }
+    data = write_rows(tmp_path / "d.csv", 24)
+    before = minimind.fingerprint
+    runs = [
+        cuelight.tune("unsupervised-blackbox", backbone=minimind, data=data, cache=False, **options)
+        for _ in range(2)
+    ]
+    assert runs[0].prompt.method.prompt == runs[1].prompt.method.prompt
+    search = runs[0].prompt.record["search"]
+    assert search["spent"]["calls"] == 16 + 2 * 3 * 2 + 2 * search["reliable"]  # the last two: accept
+    assert set(search["reliable_loss"]) == {"with words", "without"}
+    assert sum(search["pseudo_labels"].values()) == 16 and minimind.fingerprint == before
+    swapped = tmp_path / "swapped.csv"  # other labels, same texts: nothing that was learned may differ
+    text = (tmp_path / "d.csv").read_text()
+    train = [line for line in text.splitlines(True)]
+    turned = [
+        re.sub(r",(good|bad),train", lambda m: f",{'bad' if m[1] == 'good' else 'good'},train", x)
+        for x in train
+    ]
+    swapped.write_text("".join(turned))
+    other = cuelight.tune(
+        "unsupervised-blackbox", backbone=minimind, data=str(swapped), cache=False, **options
+    )
+    assert other.prompt.method.prompt == runs[0].prompt.method.prompt
+
+
 # ---- on a task, with real models and servers that only answer -------------------------------------------------
 
 
@@ -488,10 +524,14 @@ SMALL: dict[str, Any] = {
 }
 
 
+TEXT = {"instruction": "Say\r\nwhat it is: \u00e4\u2028."}
+
+
 def test_a_prompt_is_found_saved_and_sent_byte_for_byte(minimind: Backbone, tmp_path: Path) -> None:
     data = write_rows(tmp_path / "d.csv")
-    run = cuelight.tune("promptquine", backbone=minimind, data=data, output=tmp_path / "out", **SMALL)
+    run = cuelight.tune("promptquine", backbone=minimind, data=data, output=tmp_path / "out", **TEXT, **SMALL)
     found = (tmp_path / "out" / "prompt.txt").read_bytes()
+    assert b"\r\n" in found or b"\xe2\x80\xa8" in found  # signs that text files are apt to lose
     assert found.decode() == run.prompt.method.prompt and found.count(b"{text}") == 1
     record = json.loads((tmp_path / "out" / "cuelight.json").read_text())
     assert record["search"]["prompts"] == 14 and record["search"]["chosen_by"] == "held-out rows"

@@ -95,7 +95,8 @@ def required() -> list[click.Parameter]:
             required=True,
             type=BackboneType(),
             metavar="NAME",
-            help="Built-in name ('cuelight backbones' lists them), folder, or hub id.",
+            help="Built-in name ('cuelight backbones' lists them), folder, or hub id; for text prompts also URL#MODEL of an "
+            "OpenAI-compatible server.",
         ),
         HeadedOption(
             ["--data"],

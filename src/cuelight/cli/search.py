@@ -18,6 +18,13 @@ from cuelight.methods.cards import read_card
 __all__ = ["search"]
 
 
+_BEGIN = {
+    "promptquine": "--prompt @prompt.txt --output found.txt",
+    "llm-bbo": "--pool prompts.txt --lm smollm2-135m",
+    "llm-bbo-text": "--pool prompts.txt --lm smollm2-135m",
+}
+
+
 class SearchGroup(click.Group):
     """One sub-command per method that searches."""
 
@@ -97,7 +104,7 @@ def method_command(name: str) -> click.Command:
         params=[*fixed, *(s.option() for s in own)],
         help=plain(read_card(name)[1]),
         short_help=read_card(name)[0].title,
-        epilog="\b\nExample\n  cuelight search promptquine --score 'python score.py' --prompt @prompt.txt --output found.txt",
+        epilog=f"\b\nExample\n  cuelight search {name} --score 'python score.py' {_BEGIN.get(name, '--pool words.txt')}",
     )
 
 

@@ -83,8 +83,11 @@ class PromptQuineConfig(TextPromptConfig, SelectionConfig, SearchConfig):
         1, ge=0, description="Solved rows in the start, of every class (in all, for generation)."
     )
     instruction: str = Field("", description="Text before the solved rows; it can be pruned too.")
-    fitness_rows: int = Field(
-        8, ge=1, description="Training rows a prompt is scored on, of every class; 100 in all for reasoning."
+    fitness_rows: int | None = Field(
+        None,
+        ge=1,
+        description="Training rows a prompt is scored on: of every class (default 8), or in all, for generation (default "
+        "100).",
     )
     halving: bool = Field(
         False,
@@ -161,7 +164,8 @@ class PromptQuine(TextPrompted):
         )
         if self.config.score_on == "validation" and not data.validation:
             raise ConfigError("score_on: there are no validation rows; take --score-on train")
-        scored = [rest[k] for k in draw(self.task, rest, self.config.fitness_rows, generator)]
+        count = self.config.fitness_rows or (8 if self.task.kind == "classification" else 100)
+        scored = [rest[k] for k in draw(self.task, rest, count, generator)]
         left = [item for item in rest if all(item is not other for other in scored)]
         if by_validation:
             return [data.train[k] for k in shown], data.validation, []
@@ -203,13 +207,14 @@ class PromptQuine(TextPrompted):
             held = [] if config.mode in _PRUNERS else held  # their search was on what would be chosen by
             self.prompt = self.selected(found, objective, held)
         whole, pruned = (len(split(text, (), start.tokenizer)) for text in (str(start.prompt), self.prompt))
+        lengths = [len(split(t.prompt, start.fields, start.tokenizer)) for t in self.history[1:]]
         self.facts |= {
             "mode": config.mode,
             "rows": len(scored),
             "figure": figure,
             "tokens_of_start": whole,
             "tokens_of_prompt": pruned,
-            "lengths": [len(split(t.prompt, start.fields, start.tokenizer)) for t in self.history[1:]],
+            "lengths": " ".join(map(str, lengths)),  # a line of the card, not ten thousand
         }
         self.notes.append(f"pruned: {whole} to {pruned} {'tokens' if start.tokenizer else 'words'}")
 
