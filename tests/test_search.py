@@ -485,11 +485,10 @@ def test_words_and_labels_are_learned_from_a_real_model_without_labels(
     assert set(search["reliable_loss"]) == {"with words", "without"}
     assert sum(search["pseudo_labels"].values()) == 16 and minimind.fingerprint == before
     swapped = tmp_path / "swapped.csv"  # other labels, same texts: nothing that was learned may differ
-    text = (tmp_path / "d.csv").read_text()
-    train = [line for line in text.splitlines(True)]
+    rows = (tmp_path / "d.csv").read_text().splitlines(True)
     turned = [
         re.sub(r",(good|bad),train", lambda m: f",{'bad' if m[1] == 'good' else 'good'},train", x)
-        for x in train
+        for x in rows
     ]
     swapped.write_text("".join(turned))
     other = cuelight.tune(

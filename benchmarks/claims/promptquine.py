@@ -66,9 +66,7 @@ def main() -> None:
                 if arm == "promptquine":
                     search = run.prompt.record["search"]
                     kept[name].append(search["tokens_of_prompt"] / search["tokens_of_start"])
-                    lengths = tuple(
-                        int(n) for n, times in search["prompts_by_length"].items() for _ in range(times)
-                    )
+                    lengths = tuple(map(int, search["lengths"].split()))
                 print(seed, name, arm, run.metrics["accuracy"], flush=True)
         if not given.only:
             result(found, kept, given.prompts)
