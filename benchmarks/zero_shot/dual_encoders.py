@@ -97,8 +97,9 @@ def classification(backbone: Backbone, per_class: int) -> dict[str, Any]:
                 if name == "fashion_mnist"
                 else rows.groupby("label").label_name.first().tolist()
             )
-        domain = ["label", "domain"] if name == "pacs" else ["label"]
-        sets[name] = rows[rows.groupby(domain).cumcount() < per_class], [n.replace("_", " ") for n in names]
+        kinds = ["label", "domain"] if name == "pacs" else ["label"]
+        most = per_class // rows.domain.nunique() if name == "pacs" else per_class
+        sets[name] = rows[rows.groupby(kinds).cumcount() < most], [n.replace("_", " ") for n in names]
     out: dict[str, Any] = {}
     for name, (rows, names) in sets.items():
         images, labels = (
@@ -159,9 +160,7 @@ def main() -> None:
     )
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument(
-        "--per-class", type=int, default=10**6, help="at most so many pictures of a class (and domain)"
-    )
+    parser.add_argument("--per-class", type=int, default=10**6, help="at most so many pictures of a class")
     given = parser.parse_args()
     torch.set_num_threads(1)
     file = ROOT / "zero_shot" / "results" / "dual-encoders.json"
