@@ -3,15 +3,15 @@
 An image tower and the sentence encoder minilm-l6 stay as they are; what is learned are two linear maps into one
 space and a temperature (locked-image, locked-text tuning, LiT).  Both maps start in closed form: images are whitened
 with shrinkage, and a ridge regression sends each description to the whitened pictures it describes.  The contrastive
-loss then tunes both, held near that start.  Features of pictures and texts are computed once.
+loss then tunes both in a few small steps.  Features of pictures and texts are computed once.
 
-Pictures come from the public data sets below ``CUELIGHT_DATA``: Tiny-ImageNet and the ImageNet samples (class names in
-templates, synonyms, WordNet glosses), emoji with their names, Flickr8k with its captions; training and validation
-splits only.  **No class of the evaluation sets is used as a picture** (CIFAR-10, PACS, Fashion-MNIST, and 40 classes of
-Tiny-ImageNet drawn with seed 0): a class is left out when it, or anything above it in WordNet, is in `KINDS`, or its
-name has one of `WORDS` in it; emoji and photographs are left out when a caption has one of `WORDS` or the name of a
-held-out class in it.  Of ImageNet's 1,000 classes 706 remain.  Two things could not be left out: the people in Flickr8k's photographs, who are PACS' class
-person, and what they wear.
+Pictures come from the public data sets below ``CUELIGHT_DATA``: Tiny-ImageNet (training and validation splits) and the
+ImageNet samples, described by class names in templates, synonyms and WordNet glosses; emoji (training split) with their
+names; Flickr8k (training split) with its captions.  **No class of the evaluation sets is used as a picture** (CIFAR-10,
+PACS, Fashion-MNIST, and 40 classes of Tiny-ImageNet drawn with seed 0): a class is left out when it, or anything above
+it in WordNet, is in `KINDS`, or its name has one of `WORDS` in it; of ImageNet's 1,000 classes 706 remain.  Emoji and
+photographs are left out when a caption has one of `WORDS` or the name of a held-out class in it.  Two things could not
+be left out: the people in Flickr8k's photographs, who are PACS' class person, and what they wear.
 
 Settings are chosen on the training classes alone: four times ten classes are held back together with all their
 relatives in WordNet, and told apart by their names.
