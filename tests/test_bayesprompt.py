@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pytest
 import torch
 
 import cuelight
@@ -106,6 +107,41 @@ def test_any_template_gets_two_prompt_words() -> None:
     torch.testing.assert_close(mean.draw(), mean.pooled(mean.task.encode(ROWS)).mean(0).float())
     plain = made(abstraction="none")
     assert plain.condition(batch_of(plain)).prompt is plain.own
+
+
+@pytest.mark.parametrize("name", ["minimind2-26m", "flan-t5-small", "bert"])
+def test_behind_prompt_words_it_is_still_the_slot_that_is_read(name: str) -> None:
+    """A sentinel in the last layer's states is seen at the slot, two places on, and nowhere else."""
+    host = real(name)
+    config = TaskConfig(template="{text} It was {mask}", max_length=48)
+    task = TextTask(host, "classification", CLASSES, config=config)
+    kind = get_method("bayesprompt")
+    method = kind(host, task, build(kind.Config, {"model": "frozen", "abstraction": "none"})).eval()
+    assert isinstance(method, BayesPrompt)
+    batch = batch_of(method, ROWS[:1])
+    tower = host.towers.get("decoder", host.tower)
+    length = 2 if tower.name == "decoder" else 2 + batch.text.shape[1]
+    slot = length - 1
+    if name == "bert":
+        slot = 2 + batch.text[0].tolist().index(host.tokenizer.mask_token_id)
+    place, moved = -1, []
+
+    def sentinel(_: Any, __: Any, out: Any) -> Any:
+        states = (out[0] if isinstance(out, tuple) else out).clone()
+        if 0 <= place - (length - states.shape[1]) < states.shape[1]:  # a shared prompt may run by itself
+            states[:, place - (length - states.shape[1])] = torch.linspace(-3, 3, states.shape[-1])
+        return (states, *out[1:]) if isinstance(out, tuple) else states
+
+    handle = tower.layers[-1].register_forward_hook(sentinel)
+    try:
+        with torch.no_grad():
+            plain = method.scores(batch)
+            for place in range(2 if tower.name != "decoder" else 0, length):
+                if not torch.equal(method.scores(batch), plain):
+                    moved.append(place)
+    finally:
+        handle.remove()
+    assert moved == [slot]
 
 
 def test_relation_names_as_words() -> None:
