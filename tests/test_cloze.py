@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 import transformers as hf
@@ -24,7 +26,7 @@ from cuelight.errors import ConfigError, DataError
 from cuelight.methods.base import Data, get_method
 from cuelight.methods.cloze import Cloze
 from cuelight.prompts.conditioning import Condition, choice_scores, slot
-from cuelight.tasks.template import columns_of, render, soft_parts, split_marks
+from cuelight.tasks.template import check_template, columns_of, render, soft_parts, split_marks
 from cuelight.tasks.text import TaskConfig, TextTask
 from cuelight.tasks.verbalizers import (
     ManualVerbalizer,
@@ -109,6 +111,26 @@ def test_jinja_as_promptsource_writes_it(tmp_path: Path) -> None:
     assert again.to_dict() == task.to_dict()
     row = {"text": "a film", "who": "me", "label": 0}
     assert again.encode([row])[0].text == task.encode([row])[0].text
+
+
+def test_jinja_whose_answer_stands_inside_an_if() -> None:
+    jinja = (
+        "{# jinja #}{% if label != 9 %}{{ ['Say', 'Tell'] | choice }}: {{ text }} |||{{ text }}{% endif %}"
+    )
+    assert render(jinja, {"text": "a film"}) == "Say: a film"
+    assert columns_of("{# jinja #}{{ text }} ||| {{ answer }}") == ()
+    with pytest.raises(ConfigError, match="template: Jinja line 1: Unexpected end of template"):
+        columns_of("{# jinja #}{% if text %}{{ text }}")
+    with pytest.raises(ConfigError, match=r"Jinja can not be filled with a row \(.*has no element 5"):
+        render("{# jinja #}{{ ['a'][5] }}{{ text }}", {"text": "a film"})
+
+
+def test_promptsource_templates_are_read() -> None:
+    file = Path(os.environ.get("CUELIGHT_DATA", "")) / "prompts/promptsource_templates.parquet"
+    if not file.is_file():
+        pytest.skip("CUELIGHT_DATA does not hold PromptSource's templates")
+    for jinja in pd.read_parquet(file).jinja:
+        check_template("{# jinja #}" + jinja, "seq2seq", True, None)
 
 
 @pytest.mark.parametrize("name", ["minimind2-26m", "flan-t5-small", "bert"])

@@ -19,7 +19,8 @@ A template is a line with fields, ``Review: {text}\\nSentiment:``.
     3, counted from 0 at white space.  Words that are not in the text (or were cut off) are not marked.
 
 A template that begins with ``{# jinja #}`` is Jinja instead, with the same names as variables (PromptSource's
-templates work: what follows their ``|||`` is the answer, which the label words say here).  ``@file`` takes the
+templates work: what follows their ``|||`` is the answer, which the label words say here; where they draw one of several
+wordings with ``choice``, it is always the first).  ``@file`` takes the
 template from a file, from ``*.jinja`` as Jinja.
 """
 
@@ -174,8 +175,16 @@ def render(template: str, values: Mapping[str, str], *, marks: bool = False) -> 
     With ``marks`` soft parts stand between signs that `split_marks` finds again, else as their words.
     """
     if template.startswith(_JINJA):
+        from jinja2 import TemplateError
+
         given = {**values, "answer_choices": values.get("options", "").split(", "), "label": 0}
-        return _jinja(template).render(given).partition("|||")[0].rstrip(" \n")
+        try:
+            found = _jinja(template).render(given)
+        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+            raise ConfigError(
+                f"template: Jinja can not be filled with a row ({' '.join(str(error).split())}); mend the template"
+            ) from error
+        return found.partition("|||")[0].strip(" \n")
     out, parts = [], 0
     known = soft_parts(template)
     places: dict[str, int] = {}
@@ -329,14 +338,32 @@ def _names(template: str) -> list[str]:
     if not template.startswith(_JINJA):
         pieces = [(name, form) for _, name, form in _pieces(template) if name is not None]
         return [n for name, form in pieces for n in (name, *(_marked(form) if name == "text" else ()))]
-    from jinja2 import TemplateSyntaxError, meta, nodes
+    from jinja2 import meta, nodes
 
-    try:
-        tree = _environment().parse(template.partition("|||")[0])
-    except TemplateSyntaxError as error:
-        raise ConfigError(f"template: Jinja line {error.lineno}: {error.message}") from error
+    tree = _environment().parse(_asked(template))
     free = meta.find_undeclared_variables(tree)
     return [n.name for n in tree.find_all(nodes.Name) if n.name in free and n.ctx == "load"]
+
+
+@cache
+def _asked(template: str) -> str:
+    """A Jinja template without the answer behind ``|||``, unless that stands inside an if: then all of it.
+
+    Raises:
+        ConfigError: it is no Jinja.
+    """
+    from jinja2 import TemplateSyntaxError
+
+    parts = (template.partition("|||")[0], template)
+    for last, part in enumerate(parts):
+        try:
+            _environment().from_string(part)
+        except TemplateSyntaxError as error:
+            if last:
+                raise ConfigError(f"template: Jinja line {error.lineno}: {error.message}") from error
+        else:
+            break
+    return part
 
 
 @cache
@@ -344,9 +371,11 @@ def _environment() -> Any:
     from jinja2 import StrictUndefined
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    return ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=False)
+    made = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=False)
+    made.filters["choice"] = lambda values: next(iter(values))  # PromptSource draws one
+    return made
 
 
 @cache
 def _jinja(template: str) -> Any:
-    return _environment().from_string(template)
+    return _environment().from_string(_asked(template))
