@@ -129,7 +129,7 @@ def test_promptsource_templates_are_read() -> None:
     file = Path(os.environ.get("CUELIGHT_DATA", "")) / "prompts/promptsource_templates.parquet"
     if not file.is_file():
         pytest.skip("CUELIGHT_DATA does not hold PromptSource's templates")
-    for jinja in pd.read_parquet(file).jinja:
+    for jinja in pd.read_parquet(file).jinja[::8]:
         check_template("{# jinja #}" + jinja, "seq2seq", True, None)
 
 
