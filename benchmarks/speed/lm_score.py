@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--shots", type=int, default=8, help="labelled reviews in the unpruned prompt")
     parser.add_argument("--candidates", type=int, default=3)
     parser.add_argument("--examples", type=int, default=40)
-    parser.add_argument("--part", type=int, default=12, help="prompts the plain loops run over")
+    parser.add_argument("--part", type=int, default=6, help="prompts the plain loops run over")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=16)
     arguments = parser.parse_args()
