@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -102,6 +103,13 @@ def shown(entry: Mapping[str, Any], scale: float = 100, digits: int = 1) -> str:
 def listed(arms: Mapping[str, Mapping[str, Any]]) -> str:
     """All arms with their figures."""
     return ", ".join(f"{arm} {shown(entry)}" for arm, entry in arms.items())
+
+
+def paired(one: Sequence[float], other: Sequence[float], scale: float = 100) -> str:
+    """Mean and standard error of ``one - other``, pair by pair: ``+1.8 ± 2.1``."""
+    gaps = [scale * (a - b) for a, b in zip(one, other, strict=True)]
+    error = statistics.stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else 0.0
+    return f"{statistics.mean(gaps):+.1f} ± {error:.1f}"
 
 
 def verdict(holds: bool) -> str:

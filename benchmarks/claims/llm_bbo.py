@@ -15,9 +15,7 @@ Shrunk: 20 templates to start from instead of 80, 30 steps of the editor and 6 o
 
 from __future__ import annotations
 
-import math
 import re
-import statistics
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -25,7 +23,7 @@ from typing import Any
 import numpy as np
 
 import cuelight
-from benchmarks.claims.grid import SEEDS, arguments_of, listed, spread, tuned, verdict
+from benchmarks.claims.grid import SEEDS, arguments_of, listed, paired, spread, tuned, verdict
 from benchmarks.common import data_file, write_result
 from cuelight import lm
 from cuelight.methods.search.llm_bbo import LlmBbo
@@ -185,7 +183,7 @@ def summary(parts: dict[str, Any]) -> str:
         }
         if "shuffled scores" in means:
             claims["shuffled scores are worse"] = means["shuffled scores"] < means["good and bad"]
-        apart = differences(arms["good and bad"]["values"], arms["good"]["values"])
+        apart = paired(arms["good and bad"]["values"], arms["good"]["values"])
         sentences.append(
             f"{name}, {seeds} seeds, best score in %: {listed(arms)}.  "
             + "; ".join(f"{claim} {verdict(holds)}" for claim, holds in claims.items())
@@ -201,12 +199,6 @@ def summary(parts: dict[str, Any]) -> str:
                 + "."
             )
     return " ".join(sentences)
-
-
-def differences(one: list[float], other: list[float]) -> str:
-    """Mean and standard error of paired differences, in percent."""
-    gaps = [100 * (a - b) for a, b in zip(one, other, strict=True)]
-    return f"{statistics.mean(gaps):+.1f} ± {statistics.stdev(gaps) / math.sqrt(len(gaps)):.1f}"
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import Any
 
 import cuelight
-from benchmarks.claims.grid import SEEDS, arguments_of, listed, shown, spread, tuned, verdict
+from benchmarks.claims.grid import SEEDS, arguments_of, listed, paired, shown, spread, tuned, verdict
 from benchmarks.common import data_file, write_result
 
 SETS: dict[str, dict[str, Any]] = {
@@ -112,6 +112,15 @@ def summary(sets: dict[str, Any], seeds: int) -> str:
         "choosing by the search's score alone is worse": means["by fitness"] < quine,
     }
     sentences.append("; ".join(f"{claim} {verdict(holds)}" for claim, holds in claims.items()) + ".")
+    values = {arm: [v for entry in sets.values() for v in entry["arms"][arm]["values"]] for arm in ARMS}
+    gaps = [
+        f"{one} minus {other} {paired(values[one], values[other])}"
+        for one, other in (
+            *(("promptquine", arm) for arm in ARMS if arm != "promptquine"),
+            ("tapruning", "unpruned"),
+        )
+    ]
+    sentences.append(f"Means of {len(values['unpruned'])} pairs, with standard errors: {', '.join(gaps)}.")
     return " ".join(sentences)
 
 
