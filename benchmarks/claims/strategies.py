@@ -114,7 +114,7 @@ def runs_of(
 
 
 def took(runs: list[dict[str, Any]]) -> dict[str, float]:
-    """What an arm took for a question, means over seeds, and its cost and seconds in all."""
+    """What an arm took for a question, means over seeds, and its cost in all."""
     means = {key: sum(run[key] for run in runs) / len(runs) for key in ("calls", "read", "written")}
     answered = sum(run["metrics"]["answered"] for run in runs) / len(runs)
     return {
@@ -137,6 +137,14 @@ def sentence(name: str, title: str, form: str, arms: dict[str, Any], questions: 
 
     fewer = arms["chain-of-draft"]["written"] < arms["chain-of-thought"]["written"]
     cost = sum(a["cost"] for a in arms.values())
+    floor = ""
+    if max(a["mean"] for a in arms.values()) < 0.1:
+        ran = arms["program alone"]["answered"]
+        floor = (
+            f" Every arm is at the floor, so neither 'holds' nor 'fails' says anything of the techniques: one right "
+            f"answer is {100 / (questions * len(SEEDS)):.1f} points; {100 * ran:.0f} % of the "
+            "programs ran, the rest of that arm is its fallback."
+        )
     return (
         f"{name}, {title}, {questions} questions a seed, asked as a {form}: accuracy in % (calls, tokens for a question): "
         f"{shown}. Program of thoughts above chain of thought {above('program-of-thoughts', 'chain-of-thought')}, above "
@@ -145,7 +153,7 @@ def sentence(name: str, title: str, form: str, arms: dict[str, Any], questions: 
         f"{above('self-consistency', 'chain-of-thought', equal=True)}, above zero-shot "
         f"{above('self-consistency', 'zero-shot')}; drafts write fewer tokens than chains {'holds' if fewer else 'fails'}; "
         f"swapped answers worse than chain of thought {above('chain-of-thought', 'swapped answers')}. "
-        f"Cost {cost:g}: a local model."
+        f"Cost {cost:g}: a local model.{floor}"
     )
 
 
