@@ -614,9 +614,9 @@ class TextTask:
     def _token_ends(self, text: str) -> list[int]:
         """Where in ``text`` each of its tokens ends, in characters."""
         if self.tokenizer.is_fast:
-            found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
             return [end for _, end in found.offset_mapping]
-        count = len(self.tokenizer(text, add_special_tokens=False).input_ids)
+        count = len(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
         return [len(text) * (k + 1) // count for k in range(count)]
 
     def _render(self, text: str, text_b: str | None, *, columns: Mapping[str, Any] | None = None) -> str:
