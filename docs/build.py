@@ -19,6 +19,15 @@ from cuelight.methods.strategy import GROUPS, Common, Strategy, all_strategies
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "methods"
+BACKBONES = {
+    "causal": "smollm2-135m",
+    "seq2seq": "flan-t5-small",
+    "masked": "minilm-mlm",
+    "text-encoder": "minilm-l6",
+    "vision-language": "clip-b16-minilm",
+    "vision-encoder": "dinov2-small",
+}
+"""A built-in backbone of each kind, for the examples."""
 
 
 def results(key: str = "methods") -> dict[str, list[dict[str, Any]]]:
@@ -61,6 +70,8 @@ def page(name: str, measured: list[dict[str, Any]]) -> str:
         if card.arxiv
         else "none: common practice"
     )
+    backbone = next(BACKBONES[k] for k in BACKBONES if k in card.kinds)
+    data, asked = ("pictures/", "cat.jpg") if card.reads == "image" else ("film-reviews", "I laughed, I cried.")
     code = Path(inspect.getfile(kind)).resolve().relative_to(ROOT).as_posix()
     lines = [
         f"# {card.title}",
@@ -80,13 +91,13 @@ def page(name: str, measured: list[dict[str, Any]]) -> str:
         "## Use",
         "",
         "```shell",
-        f"cuelight tune {name} --backbone smollm2-135m --data film-reviews --shots 16",
+        f"cuelight tune {name} --backbone {backbone} --data {data} --shots 16",
         "```",
         "",
         "```python",
-        f'run = cuelight.tune("{name}", backbone="smollm2-135m", data="film-reviews", shots=16)',
+        f'run = cuelight.tune("{name}", backbone="{backbone}", data="{data}", shots=16)',
         'run.prompt.save("mine")',
-        'cuelight.load("mine").predict(["I laughed, I cried."])',
+        f'cuelight.load("mine").predict(["{asked}"])',
         "```",
         "",
         "## Options",
@@ -128,6 +139,12 @@ def systems(found: dict[str, list[dict[str, Any]]]) -> str:
         lines.append(
             f"| [{card.title}](methods/{name}.md) | {paper} | `cuelight tune {name}` | {verified} | {measured} |"
         )
+    measured = "<br>".join(record["summary"] for record in found.get("promptor", [])) or "tests only"
+    lines.append(
+        "| [Promptor: a tested prompt out of a conversation](promptor.md) | "
+        "[2310.08101](https://arxiv.org/abs/2310.08101) (2023) | `cuelight promptor` | "
+        f"`test_promptor.py`, `test_studio.py` | {measured} |"
+    )
     lines += ["", "Inference techniques, which learn nothing ([their page](strategies.md)):", ""]
     lines += ["| technique | paper | command | verified in | measured |", "|---|---|---|---|---|"]
     measured_strategies = results("strategies")

@@ -81,12 +81,16 @@ TEMPLATE_SETS: dict[str, tuple[str, ...]] = {
 """Templates by name; those of one template are CoOp's for its data sets."""
 
 
-def named_templates(value: Any) -> tuple[str, ...]:
+def named_templates(value: Any) -> Any:
     """Templates, those of named sets among them; in one string ``|`` stands between several.
+
+    What is neither a string nor a list comes back as it is: the options' own check says what it should be.
 
     Raises:
         ValueError: one has no place for the class name, and is no name of a set.
     """
+    if not isinstance(value, str | list | tuple):
+        return value
     listed = value.split("|") if isinstance(value, str) else [str(entry) for entry in value]
     found = [t for entry in listed for t in TEMPLATE_SETS.get(entry.strip(), (entry.strip(),))]
     for template in found:

@@ -56,7 +56,7 @@ class SearchConfig(MethodConfig):
     rounds: int = Field(60, ge=1, description="Steps of the policy gradient.")
     rate: float = Field(0.005, gt=0, description="Rate of the probabilities.")
     optimizer: Literal["adam", "sgd"] = Field("adam", description="BDPL's, or the unbiased one.")
-    clip: float = Field(3.0, gt=0, description="Longest gradient.")
+    longest: float = Field(3.0, gt=0, description="Longest gradient; a longer one is cut to it.")
 
 
 class UnsupervisedBlackboxConfig(TextPromptConfig, SearchConfig):
@@ -379,8 +379,8 @@ class Words:
         """A step against the losses ``[samples]`` of what was ``drawn``; the rows stay distributions."""
         gradient = policy_gradient(self.table, drawn, losses)
         size = np.linalg.norm(gradient)
-        if size > self.config.clip:
-            gradient = gradient * (self.config.clip / size)
+        if size > self.config.longest:
+            gradient = gradient * (self.config.longest / size)
         self._steps += 1
         if self.config.optimizer == "adam":
             first, second = self._moments

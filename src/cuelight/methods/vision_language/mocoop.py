@@ -69,7 +69,9 @@ class MoCoOpConfig(MethodConfig):
 
     @field_validator("groups", mode="before")
     @classmethod
-    def _grouped(cls, value: Any) -> tuple[str, ...]:
+    def _grouped(cls, value: Any) -> Any:
+        if not isinstance(value, str | list | tuple):
+            return value
         groups = value.split(";") if isinstance(value, str) else value
         return tuple("|".join(named_templates(str(group))) for group in groups)
 
