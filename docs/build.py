@@ -71,7 +71,9 @@ def page(name: str, measured: list[dict[str, Any]]) -> str:
         else "none: common practice"
     )
     backbone = next(BACKBONES[k] for k in BACKBONES if k in card.kinds)
-    data, asked = ("pictures/", "cat.jpg") if card.reads == "image" else ("film-reviews", "I laughed, I cried.")
+    data, asked = (
+        ("pictures/", "cat.jpg") if card.reads == "image" else ("film-reviews", "I laughed, I cried.")
+    )
     code = Path(inspect.getfile(kind)).resolve().relative_to(ROOT).as_posix()
     lines = [
         f"# {card.title}",

@@ -55,7 +55,7 @@ class SearchConfig(MethodConfig):
     samples: int = Field(10, ge=2, description="Prompts drawn in a step.")
     rounds: int = Field(60, ge=1, description="Steps of the policy gradient.")
     rate: float = Field(0.005, gt=0, description="Rate of the probabilities.")
-    optimizer: Literal["adam", "sgd"] = Field("adam", description="BDPL's, or the unbiased one.")
+    update: Literal["adam", "sgd"] = Field("adam", description="BDPL's, or the unbiased one.")
     longest: float = Field(3.0, gt=0, description="Longest gradient; a longer one is cut to it.")
 
 
@@ -382,7 +382,7 @@ class Words:
         if size > self.config.longest:
             gradient = gradient * (self.config.longest / size)
         self._steps += 1
-        if self.config.optimizer == "adam":
+        if self.config.update == "adam":
             first, second = self._moments
             first *= 0.9
             first += 0.1 * gradient
