@@ -14,6 +14,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from cuelight.cli.common import device_options, plain, say, slug
+from cuelight.cli.compare import seeds_given
 from cuelight.cli.lm_options import budget_options, connected, lm_option, report
 from cuelight.cli.options import HeadedCommand, HeadedOption, Setting, given, parse, settings
 from cuelight.errors import ConfigError, CuelightError
@@ -249,7 +250,7 @@ def compare_strategies(ctx: click.Context, names: str, **params: Any) -> None:
         chosen,
         lm=model,
         data=params["data"],
-        seeds=_seeds(params["seeds"]),
+        seeds=seeds_given(params["seeds"]),
         questions=params["questions"] or None,
         shots=params["shots"],
         answer=params["answer"],
@@ -306,13 +307,6 @@ def _comparison_params() -> list[click.Parameter]:
 
 
 compare_strategies.params += _comparison_params()
-
-
-def _seeds(text: str) -> int | list[int]:
-    try:
-        return [int(part) for part in text.split(",") if part] if "," in text else int(text)
-    except ValueError as error:
-        raise ConfigError(f"seeds: is '{text}'; give how many (3) or which (0,1,2)") from error
 
 
 def _overrides(texts: Sequence[str], names: Sequence[str]) -> dict[str, dict[str, Any]]:
