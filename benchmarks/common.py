@@ -43,7 +43,7 @@ def _cpuinfo() -> list[str]:
 def write_result(kind: str, name: str, module: str, result: dict[str, Any]) -> Path:
     """Write ``benchmarks/<kind>/results/<name>.json``: figures, and the command, versions and date that made them."""
     record = {
-        "command": " ".join(["python -m", module, *sys.argv[1:]]),
+        "command": " ".join(["python -m", module, *_said(sys.argv[1:])]),
         "date": datetime.now(UTC).date().isoformat(),
         "versions": versions(),
         "machine": machine(),
@@ -54,6 +54,17 @@ def write_result(kind: str, name: str, module: str, result: dict[str, Any]) -> P
         temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"written: {path.relative_to(ROOT.parent)}")
     return path
+
+
+def _said(words: list[str]) -> list[str]:
+    """A command line's words without ``--folder``, which says where on this machine runs are kept, and nothing else."""
+    out, skip = list[str](), False
+    for word in words:
+        if skip or word == "--folder":
+            skip = not skip
+        elif not word.startswith("--folder="):
+            out.append(word)
+    return out
 
 
 def read_result(kind: str, name: str) -> dict[str, Any]:

@@ -236,17 +236,8 @@ def main() -> None:
     starts = few_shots(runs, seeds, rate, list(sets)) if given.starts else {}
     if not given.only:
         result = {
-            "methods": [
-                "maple",
-                "promptsrc",
-                "coprompt",
-                "mvlpt",
-                "restore",
-                "mocoop",
-                "kapt",
-                "ctp-tft",
-                "gram",
-            ],
+            "methods": ["maple", "promptsrc", "coprompt", "restore", "mocoop", "kapt", "ctp-tft"]
+            + (["mvlpt", "gram"] if starts else []),
             "backbone": BACKBONE,
             "sizes": {"shots": SHOTS, "passes": PASSES, "tested": TESTED, "seeds": seeds, **runs.size},
             "search": record,
