@@ -13,7 +13,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
-demo: $(STAMP)  ## learn a prompt for a frozen language model on real film reviews (about 5 minutes on 2 cores)
+demo: $(STAMP)  ## learn a prompt for a frozen language model on real film reviews (5 to 9 minutes on 2 cores)
 	$(BIN)/python examples/film_reviews.py
 
 test: $(STAMP)  ## all tests, on real models and real data
