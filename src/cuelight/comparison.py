@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import gc
-import io
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,25 +13,24 @@ from typing import TYPE_CHECKING, Any
 
 from cuelight.artifact import read_card
 from cuelight.backbones.backbone import Backbone, load_backbone
-from cuelight.cache import atomic_write
 from cuelight.config import build, field_names, route, unknown
 from cuelight.data import DataSpec, Splits
 from cuelight.errors import ArtifactError, ConfigError, CuelightError
 from cuelight.evaluation import tables
 from cuelight.methods.base import Method, get_method
+from cuelight.progress import say
 from cuelight.tasks.kinds import make_task, task_options
 from cuelight.training import TrainConfig
 from cuelight.tuning import given_options, option_homes, read_rows, run_fingerprint, tune
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.table import Table
 
 __all__ = ["Comparison", "Plan", "check_names", "compare", "names_of", "seeds_of"]
 
 
 @dataclass
-class Comparison:
+class Comparison(tables.Tabled):
     """What a comparison found.
 
     Attributes:
@@ -66,16 +63,6 @@ class Comparison:
         count = len(self.seeds)
         return f"{self.backbone} on {self.data}, {count} seed{'s' if count != 1 else ''}"
 
-    def table(self) -> Table:
-        """The table for a terminal (``rich.print`` it)."""
-        return tables.rich_table(self.frame, self.title)
-
-    def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
-        """`frame` as CSV, also written to ``path``."""
-        buffer = io.StringIO()
-        self.frame.to_csv(buffer, index=False)
-        return _written(buffer.getvalue(), path)
-
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """Everything, the raw figures of every run included, as JSON; also written to ``path``."""
         rows = [{k: None if v != v else v for k, v in row.items()} for row in self.rows]
@@ -87,11 +74,7 @@ class Comparison:
             "rows": rows,
             "runs": self.runs,
         }
-        return _written(json.dumps(body, indent=2, ensure_ascii=False) + "\n", path)
-
-    def to_markdown(self, path: str | os.PathLike[str] | None = None) -> str:
-        """The table for a document, also written to ``path``."""
-        return _written(tables.markdown(self.frame), path)
+        return tables.written(json.dumps(body, indent=2, ensure_ascii=False) + "\n", path)
 
     def plot(self, path: str | os.PathLike[str]) -> Path:
         """The main figure with every seed beside the training time, as a PNG file."""
@@ -172,14 +155,14 @@ def compare(
     done = {} if folder is None or restart else _finished(folder, plans, chosen, host, rows)
     result = Comparison(host.id, first.report.source, metric, chosen)
     if progress and done:
-        _say(f"{len(done)} of {len(plans) * len(chosen)} runs were finished before and are not run again")
+        say(f"{len(done)} of {len(plans) * len(chosen)} runs were finished before and are not run again")
     for seed in chosen:
         splits = rows(seed) if any((p.name, seed) not in done for p in plans) else first
         for plan in plans:
             found = done.get((plan.name, seed))
             if found is None:
                 if progress:
-                    _say(f"{plan.name}, seed {seed}")
+                    say(f"{plan.name}, seed {seed}")
                 place = None if folder is None else folder / plan.name / f"seed{seed}"
                 found = _run(plan, host, splits, seed, place, progress, restart)
             result.runs.append({"method": plan.name, "seed": seed, **found})
@@ -327,14 +310,3 @@ def _let_go() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _written(text: str, path: str | os.PathLike[str] | None) -> str:
-    if path is not None:
-        with atomic_write(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    return text
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

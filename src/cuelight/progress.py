@@ -6,9 +6,14 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
-__all__ = ["Bar", "track"]
+__all__ = ["Bar", "say", "track"]
 
 T = TypeVar("T")
+
+
+def say(line: str) -> None:
+    """A line on stderr, at once."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def track(items: Sequence[T], what: str | None) -> Iterable[T]:

@@ -8,10 +8,8 @@ call goes on where it was interrupted.
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -20,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from cuelight.backbones.backbone import Backbone, load_backbone
-from cuelight.cache import atomic_write
 from cuelight.comparison import Plan, check_names, names_of, seeds_of
 from cuelight.config import field_names, route
 from cuelight.data import DataSpec, Splits, read
@@ -29,11 +26,11 @@ from cuelight.evaluation import tables
 from cuelight.evaluation.evaluate import evaluate
 from cuelight.evaluation.protocols import base_classes, harmonic_mean
 from cuelight.methods.base import Method
+from cuelight.progress import say
 from cuelight.tuning import tune
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.table import Table
 
 __all__ = ["ProtocolResult", "base_to_new", "cross_data", "domains", "few_shot"]
 
@@ -42,7 +39,7 @@ _MEAN = "mean"
 
 
 @dataclass
-class ProtocolResult:
+class ProtocolResult(tables.Tabled):
     """What a protocol found.
 
     Attributes:
@@ -86,20 +83,6 @@ class ProtocolResult:
             return table.drop(columns="setting")
         return table[["setting", *(c for c in table.columns if c != "setting")]]
 
-    def table(self) -> Table:
-        """The table for a terminal (``rich.print`` it)."""
-        return tables.rich_table(self.frame, self.title)
-
-    def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
-        """`frame` as CSV, also written to ``path``."""
-        buffer = io.StringIO()
-        self.frame.to_csv(buffer, index=False)
-        return _written(buffer.getvalue(), path)
-
-    def to_markdown(self, path: str | os.PathLike[str] | None = None) -> str:
-        """The table for a document, also written to ``path``."""
-        return _written(tables.markdown(self.frame), path)
-
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """Everything, the raw figures of every run included, as JSON; also written to ``path``."""
         body = {
@@ -109,7 +92,7 @@ class ProtocolResult:
             "seeds": list(self.seeds),
             "runs": self.runs,
         }
-        return _written(json.dumps(body, indent=1, ensure_ascii=False) + "\n", path)
+        return tables.written(json.dumps(body, indent=1, ensure_ascii=False) + "\n", path)
 
     def plot(self, path: str | os.PathLike[str]) -> Path:
         """Curves over shots, or every figure of every method with every seed, as a PNG file."""
@@ -341,7 +324,7 @@ class _Work:
         data = ", ".join(dict.fromkeys(_called(source) for source in self.sources))
         result = ProtocolResult(self.protocol, host.id, data, self.seeds)
         if self.processes == 1:
-            result.runs = [_run(job, host, say=self.progress) for job in jobs]
+            result.runs = [_run(job, host, announced=self.progress) for job in jobs]
         else:
             result.runs = self._parallel(jobs)
         order = {name: k for k, name in enumerate(self.names)}
@@ -395,7 +378,7 @@ class _Work:
                 for future in as_completed(waiting):
                     found += future.result()
                     if self.progress:
-                        _say(f"{len(found)} of {len(jobs)} runs done")
+                        say(f"{len(found)} of {len(jobs)} runs done")
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -411,13 +394,13 @@ def _begin(threads: int) -> None:
 def _run_all(jobs: list[_Job]) -> list[dict[str, Any]]:
     """In a process of its own: the jobs one after the other on one backbone."""
     host = load_backbone(jobs[0].backbone, **jobs[0].load, progress=False)
-    return [_run(job, host, say=False) for job in jobs]
+    return [_run(job, host, announced=False) for job in jobs]
 
 
-def _run(job: _Job, host: Backbone, *, say: bool) -> dict[str, Any]:
+def _run(job: _Job, host: Backbone, *, announced: bool) -> dict[str, Any]:
     """Learn (or read what was learned before) and answer on everything."""
-    if say:
-        _say(f"{job.setting.name}, {job.method}, seed {job.seed}")
+    if announced:
+        say(f"{job.setting.name}, {job.method}, seed {job.seed}")
     splits = job.splits()
     rows = job.first(splits)
     others = list(job.others(splits, rows.classes))
@@ -439,7 +422,7 @@ def _run(job: _Job, host: Backbone, *, say: bool) -> dict[str, Any]:
         metrics = _measure(job, run.metrics["accuracy"], run.prompt.method, others)
         if job.folder is not None:
             body = json.dumps({"known": known, "metrics": metrics}, indent=1)
-            _written(body + "\n", _figures(job.folder))
+            tables.written(body + "\n", _figures(job.folder))
     return {
         "setting": job.setting.name,
         "method": job.method,
@@ -554,14 +537,3 @@ def _with_h(table: pd.DataFrame) -> pd.DataFrame:
         pairs = zip(table["base"], table["new"], strict=True)
         table["h"] = [harmonic_mean(base, new) for base, new in pairs]
     return table
-
-
-def _written(text: str, path: str | os.PathLike[str] | None) -> str:
-    if path is not None:
-        with atomic_write(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    return text
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

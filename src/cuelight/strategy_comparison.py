@@ -11,7 +11,6 @@ import json
 import os
 import random
 import re
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +27,7 @@ from cuelight.lm import LM, connect
 from cuelight.lm.answers import AnswerKind, same
 from cuelight.lm.documents import Documents
 from cuelight.methods.strategy import DEMOS, Demo, Strategy, Trace, get_strategy, halted
-from cuelight.progress import track
+from cuelight.progress import say, track
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -329,7 +328,7 @@ def compare_strategies(
             if output is not None:
                 _keep(Path(output) / "traces" / f"{found.card.name}-s{seed}.jsonl", traces, rows)
             if progress:
-                _say(
+                say(
                     f"{found.card.name}, seed {seed}: accuracy {run['metrics']['accuracy']:.3f}, {run['calls']:.1f} calls"
                 )
     return result
@@ -414,7 +413,3 @@ def _keep(path: Path, traces: Sequence[Trace], rows: Sequence[Question]) -> None
     ]
     with atomic_write(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from cuelight.cache import atomic_write
+
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["cells", "markdown", "rich_table", "summary"]
+__all__ = ["Tabled", "cells", "markdown", "rich_table", "summary", "written"]
 
 _STD = "_std"
 _COSTS = {
@@ -92,3 +96,39 @@ def _spread(mean: float, deviation: float) -> str:
     if math.isnan(mean):
         return "-"
     return f"{mean:.3f}" if math.isnan(deviation) else f"{mean:.3f} ± {deviation:.3f}"
+
+
+class Tabled:
+    """What has a table, and shows and writes it."""
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The table."""
+        raise NotImplementedError
+
+    @property
+    def title(self) -> str:
+        """What stands above it, in a line."""
+        raise NotImplementedError
+
+    def table(self) -> Table:
+        """The table for a terminal (``rich.print`` it)."""
+        return rich_table(self.frame, self.title)
+
+    def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
+        """`frame` as CSV, also written to ``path``."""
+        buffer = io.StringIO()
+        self.frame.to_csv(buffer, index=False)
+        return written(buffer.getvalue(), path)
+
+    def to_markdown(self, path: str | os.PathLike[str] | None = None) -> str:
+        """The table for a document, also written to ``path``."""
+        return written(markdown(self.frame), path)
+
+
+def written(text: str, path: str | os.PathLike[str] | None) -> str:
+    """``text``, also written to ``path``, whole or not at all."""
+    if path is not None:
+        with atomic_write(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return text

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["fit_best", "fit_logistic"]
+__all__ = ["StandardisedHead", "fit_best", "fit_logistic"]
 
 _STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0, 1000.0)
 
@@ -69,3 +69,45 @@ def fit_logistic(
     places = torch.tensor(model.classes_)
     weight[places], bias[places] = rows, offsets
     return weight, bias
+
+
+class StandardisedHead(nn.Module):
+    """A linear head on features that are standardised by the training rows; a method is one beside its other base.
+
+    Attributes:
+        head: from features ``[.., width]`` to scores ``[.., C]``.
+        centre, spread: ``[width]``, of the training rows.
+    """
+
+    centre: Tensor
+    spread: Tensor
+
+    def make_head(self, width: int, classes: int, place: torch.device) -> None:
+        """A head that says nothing yet."""
+        self.head = nn.Linear(width, classes).to(place)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        self.register_buffer("centre", torch.zeros(width, device=place))
+        self.register_buffer("spread", torch.ones(width, device=place))
+
+    def standardised(self, features: Tensor) -> Tensor:
+        """``features`` less the training rows' mean, by their deviation."""
+        return (features - self.centre) / self.spread
+
+    @torch.no_grad()
+    def fit(
+        self,
+        train: tuple[Tensor, np.ndarray],
+        held_out: tuple[Tensor, np.ndarray] | None,
+        strength: float | None,
+        seed: int,
+    ) -> None:
+        """Standardise by ``train`` and fit the head, see `fit_best`."""
+        self.centre.copy_(train[0].mean(0))
+        self.spread.copy_(train[0].std(0, correction=0).clamp(min=1e-6))
+        if held_out is not None:
+            held_out = self.standardised(held_out[0]), held_out[1]
+        inputs = self.standardised(train[0])
+        weight, bias = fit_best((inputs, train[1]), held_out, self.head.out_features, strength, seed)
+        self.head.weight.copy_(weight)
+        self.head.bias.copy_(bias)

@@ -13,12 +13,12 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from cuelight.errors import ConfigError
 from cuelight.methods.base import Card, Data, MethodConfig
 from cuelight.methods.images import ImageMethod
-from cuelight.methods.regression import fit_best
+from cuelight.methods.regression import StandardisedHead
 from cuelight.tasks.image import ImageBatch, ImageItem
 from cuelight.tasks.predictions import Predictions
 
@@ -29,7 +29,7 @@ class ImageLinearProbeConfig(MethodConfig):
     )
 
 
-class ImageLinearProbe(ImageMethod):
+class ImageLinearProbe(StandardisedHead, ImageMethod):
     """Logistic regression on frozen image features."""
 
     card: ClassVar[Card] = Card(
@@ -51,35 +51,14 @@ class ImageLinearProbe(ImageMethod):
     def __init__(self, backbone: Any, task: Any, config: Any) -> None:
         super().__init__(backbone, task, config)
         width = backbone.dual.width if backbone.dual else backbone.towers["vision"].width
-        self.head = nn.Linear(width, len(task.classes)).to(backbone.device)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-        self.register_buffer("centre", torch.zeros(width, device=backbone.device))
-        self.register_buffer("spread", torch.ones(width, device=backbone.device))
-        self.centre: Tensor
-        self.spread: Tensor
+        self.make_head(width, len(task.classes), backbone.device)
 
     def prepare(self, data: Data, seed: int) -> None:
         if not data.train:
             raise ConfigError("image-linear-probe: there are no training rows; give data with a train split")
         self.remember([*data.train, *data.validation])
-        train, truth = self._table(data.train)
-        self.centre.copy_(train.mean(0))
-        self.spread.copy_(train.std(0, correction=0).clamp(min=1e-6))
-        held_out = None
-        if data.validation:
-            held, wanted = self._table(data.validation)
-            held_out = self._standardised(held), wanted
-        classes = len(self.task.classes)
-        weight, bias = fit_best(
-            (self._standardised(train), truth), held_out, classes, self.config.strength, seed
-        )
-        with torch.no_grad():
-            self.head.weight.copy_(weight)
-            self.head.bias.copy_(bias)
-
-    def _standardised(self, features: Tensor) -> Tensor:
-        return (features - self.centre) / self.spread
+        held_out = self._table(data.validation) if data.validation else None
+        self.fit(self._table(data.train), held_out, self.config.strength, seed)
 
     def _table(self, items: list[ImageItem]) -> tuple[Tensor, np.ndarray]:
         batch = self.task.collate_features(items).to(self.backbone.device)
@@ -88,4 +67,4 @@ class ImageLinearProbe(ImageMethod):
 
     @torch.no_grad()
     def predict(self, batch: ImageBatch) -> Predictions:
-        return self.task.from_scores(self.head(self._standardised(self.frozen_features(batch).float())))
+        return self.task.from_scores(self.head(self.standardised(self.frozen_features(batch).float())))

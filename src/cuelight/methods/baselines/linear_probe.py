@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from cuelight.errors import ConfigError
 from cuelight.methods.base import Card, Data, Method, MethodConfig
-from cuelight.methods.regression import fit_best
+from cuelight.methods.regression import StandardisedHead
 from cuelight.prompts.conditioning import Condition, TextBatch, text_states
 from cuelight.tasks.text import Item, Predictions
 
@@ -29,7 +29,7 @@ class LinearProbeConfig(MethodConfig):
     )
 
 
-class LinearProbe(Method):
+class LinearProbe(StandardisedHead, Method):
     """Logistic regression on frozen features."""
 
     card: ClassVar[Card] = Card(
@@ -50,13 +50,7 @@ class LinearProbe(Method):
 
     def __init__(self, backbone: Any, task: Any, config: Any) -> None:
         super().__init__(backbone, task, config)
-        self.head = nn.Linear(backbone.tower.width, len(task.classes)).to(backbone.device)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-        self.register_buffer("centre", torch.zeros(backbone.tower.width, device=backbone.device))
-        self.register_buffer("spread", torch.ones(backbone.tower.width, device=backbone.device))
-        self.centre: Tensor
-        self.spread: Tensor
+        self.make_head(backbone.tower.width, len(task.classes), backbone.device)
 
     @torch.no_grad()
     def pooled(self, batch: TextBatch) -> Tensor:
@@ -69,24 +63,13 @@ class LinearProbe(Method):
 
     def features(self, batch: TextBatch) -> Tensor:
         """``[B, width]``, standardised by the training rows."""
-        return (self.pooled(batch) - self.centre) / self.spread
+        return self.standardised(self.pooled(batch))
 
     def prepare(self, data: Data, seed: int) -> None:
         if not data.train:
             raise ConfigError("linear-probe: there are no training rows; give data with a train split")
-        train, truth = self._table(data.train)
-        self.centre.copy_(train.mean(0))
-        self.spread.copy_(train.std(0, correction=0).clamp(min=1e-6))
-        held_out = None
-        if data.validation:
-            held, wanted = self._table(data.validation)
-            held_out = (held - self.centre) / self.spread, wanted
-        inputs = (train - self.centre) / self.spread
-        classes = len(self.task.classes)
-        weight, bias = fit_best((inputs, truth), held_out, classes, self.config.strength, seed)
-        with torch.no_grad():
-            self.head.weight.copy_(weight)
-            self.head.bias.copy_(bias)
+        held_out = self._table(data.validation) if data.validation else None
+        self.fit(self._table(data.train), held_out, self.config.strength, seed)
 
     def _table(self, items: list[Item]) -> tuple[Tensor, np.ndarray]:
         """Features as they are and truth (``[N]`` class numbers, or ``[N, C]`` 0/1) of ``items``."""
